@@ -1,0 +1,293 @@
+"""The network lock: nothing enters or leaves a group's namespace, and nobody is told.
+
+While a group is frozen, dumped, killed or restored, its peers go on sending. One answer of the kernel that is not the
+group's own (a RST from a port without a socket, a FIN, an ICMP error) ends a connection for ever; silence only makes
+TCP retransmit. So the lock is one nft table named ``ckpt-lock-<8 hex digits>`` inside the namespace, whose chains come
+before conntrack and fragment reassembly see a packet, and which drops without a word. CRIU's own repair packets (mark
+0xC114) and IPv6 neighbour discovery pass; ARP is not seen by inet tables. Loopback is dropped as well.
+
+A lock is *owned* or *permanent*. An owned table belongs to an ``nft`` child which stands on a pipe from this process
+(table flag ``owner``, kernel 6001f930974 "netfilter: nftables: introduce table ownership", Linux 5.12): when ckpt dies,
+even by SIGKILL, the pipe closes, the child ends and the kernel takes the table away, so a crash in a dump leaves the
+group reachable. A permanent table stays until somebody removes it: for the time of a restore, and for the moment in
+which the tasks of a committed dump die. Where the kernel knows no owner, an owned lock is silently a permanent one,
+which ``find`` and ``remove`` let a later clean-up take away.
+
+A group in the host's own namespace must not silence the host: there a ``Scope`` names what belongs to the group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import re
+import secrets
+import select
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ckpt.errors import NetworkError, NotFoundError
+from ckpt.kernel.run import CommandError, run, start
+
+MARK = 0xC114
+"""The packet mark of CRIU's own repair packets (SOCCR_MARK in CRIU's soccr.h)."""
+
+_NAME = re.compile(r"ckpt-lock-[0-9a-f]{8}")
+
+# Before reassembly (-400), raw (-300) and conntrack (-200), so that conntrack entries stay as they were frozen.
+_PRIORITY = -450
+
+_HOLDER_TIMEOUT = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """What a lock in a shared namespace silences: addresses are plain (no prefix), ``0.0.0.0`` and ``::`` mean any.
+
+    ``connections`` are (local address, local port, remote address, remote port) of TCP; ``listeners`` (address, port)
+    of TCP; ``udp_ports`` local ports.
+    """
+
+    connections: tuple[tuple[str, int, str, int], ...] = ()
+    listeners: tuple[tuple[str, int], ...] = ()
+    udp_ports: tuple[int, ...] = ()
+
+
+class NetworkLock:
+    """The lock of one namespace: ``gate`` (no new connections), ``close`` (nothing at all), ``release``.
+
+    As a context manager it is released at the end of the block. ``keep`` gives up the responsibility: what is then in
+    place stays after this process, if it is permanent.
+    """
+
+    def __init__(self, netns: int, *, scope: Scope | None = None) -> None:
+        self._netns = netns
+        self._scope = scope
+        self._tables: list[_Table] = []
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the tables that are in place now."""
+        return tuple(table.name for table in self._tables)
+
+    @property
+    def owned(self) -> bool:
+        """Whether all of it vanishes with this process."""
+        return all(table.holder is not None for table in self._tables)
+
+    def gate(self) -> None:
+        """Let no new TCP connection in (SYN without ACK), and let handshakes under way end; always owned."""
+        self._replace(_gate_rules(self._scope), owned=True)
+
+    def close(self, *, permanent: bool = False) -> None:
+        """Drop everything both ways; on return the table is in place, in the stead of what was there before.
+
+        Called again with ``permanent`` it puts a lock that outlives this process in the place of an owned one,
+        without a moment between them.
+        """
+        self._replace(_closing_rules(self._scope), owned=not permanent)
+
+    def release(self) -> None:
+        """Take away every table of this lock; harmless when there is none."""
+        failure: Exception | None = None
+        while self._tables:
+            try:
+                _take_away(self._netns, self._tables.pop())
+            except (NetworkError, CommandError) as error:
+                failure = error
+        if failure is not None:
+            raise failure
+
+    def keep(self) -> tuple[str, ...]:
+        """Forget the permanent tables, so that ``release`` leaves them; their names are returned for a later remove."""
+        kept = tuple(table.name for table in self._tables if table.holder is None)
+        self._tables = [table for table in self._tables if table.holder is not None]
+        return kept
+
+    def __enter__(self) -> NetworkLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _replace(self, rules: _Rules, *, owned: bool) -> None:
+        before = self._tables[:]
+        self._tables.append(_put_in_place(self._netns, rules, owned=owned))
+        for table in before:
+            _take_away(self._netns, table)
+            self._tables.remove(table)
+
+
+def find(netns: int) -> tuple[str, ...]:
+    """The names of all lock tables in ``netns``, whoever made them."""
+    listing = run(["nft", "list", "tables", "inet"], netns=netns).decode(errors="replace")
+    words = [line.split() for line in listing.splitlines()]
+    return tuple(line[2] for line in words if len(line) == 3 and _NAME.fullmatch(line[2]))
+
+
+def remove(netns: int, name: str) -> None:
+    """Remove the permanent lock table ``name``, or one whose owner is gone.
+
+    Raises ``NotFoundError`` when there is none and ``NetworkError`` when a live process owns it.
+    """
+    if not _NAME.fullmatch(name) or name not in find(netns):
+        raise NotFoundError(f"there is no network lock {name}", code="lock-missing")
+    try:
+        run(["nft", "delete", "table", "inet", name], netns=netns)
+    except CommandError as error:
+        raise NetworkError(
+            f"cannot remove the network lock {name}",
+            code="lock-remove",
+            details=error.details,
+            hint="a running ckpt owns it: wait for its end, or end it",
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    name: str
+    holder: subprocess.Popen[bytes] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """The rules of both directions and the sets that they name, as nft statements."""
+
+    inbound: tuple[str, ...]
+    outbound: tuple[str, ...]
+    sets: tuple[str, ...] = ()
+
+    def table(self, name: str, flags: str = "") -> str:
+        """The command for one table, on one line: an interactive nft takes nothing else as one transaction."""
+        passing = (f"meta mark {MARK:#x} accept", "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept")
+        chains = [
+            f"chain {chain} {{ type filter hook {hook} priority {_PRIORITY}; policy accept; "
+            + "; ".join((*passing, *rules))
+            + "; }"
+            for chain, hook, rules in (("inbound", "prerouting", self.inbound), ("outbound", "output", self.outbound))
+        ]
+        return f"add table inet {name} {{ {'; '.join((*filter(None, [flags]), *self.sets, *chains))}; }}\n"
+
+
+def _closing_rules(scope: Scope | None) -> _Rules:
+    if scope is None:
+        return _Rules(("drop",), ("drop",))
+    inbound: list[str] = []
+    outbound: list[str] = []
+    sets: list[str] = []
+    for family in (4, 6):
+        word, kind = ("ip", "ipv4_addr") if family == 4 else ("ip6", "ipv6_addr")
+        tuples = [
+            f"{remote} . {remote_port} . {local} . {local_port}"
+            for local, local_port, remote, remote_port in map(_plain_connection, scope.connections)
+            if ipaddress.ip_address(local).version == family
+        ]
+        if tuples:
+            service = "inet_service"
+            sets.append(
+                f"set connections{family} {{ type {kind} . {service} . {kind} . {service}; "
+                f"elements = {{ {', '.join(sorted(set(tuples)))} }}; }}"
+            )
+            inbound.append(f"{word} saddr . tcp sport . {word} daddr . tcp dport @connections{family} drop")
+            outbound.append(f"{word} daddr . tcp dport . {word} saddr . tcp sport @connections{family} drop")
+    inbound += [f"{match} drop" for match in _listener_matches(scope, "d")]
+    outbound += [f"{match} drop" for match in _listener_matches(scope, "s")]
+    if scope.udp_ports:
+        ports = ", ".join(map(str, sorted(set(scope.udp_ports))))
+        inbound.append(f"udp dport {{ {ports} }} drop")
+        outbound.append(f"udp sport {{ {ports} }} drop")
+    return _Rules(tuple(inbound), tuple(outbound), tuple(sets))
+
+
+def _gate_rules(scope: Scope | None) -> _Rules:
+    opening = "tcp flags & (syn | ack) == syn drop"
+    if scope is None:
+        return _Rules((opening,), ())
+    return _Rules(tuple(f"{match} {opening}" for match in _listener_matches(scope, "d")), ())
+
+
+def _listener_matches(scope: Scope, side: str) -> Iterable[str]:
+    for text, port in sorted(set(scope.listeners)):
+        address = _plain_address(text)
+        if not address.is_unspecified:
+            yield f"{'ip' if address.version == 4 else 'ip6'} {side}addr {address} tcp {side}port {port}"
+        elif address.version == 4:
+            yield f"meta nfproto ipv4 tcp {side}port {port}"
+        else:
+            # A listener on :: takes IPv4 as well, unless it is IPV6_V6ONLY; a silence too many is the lesser harm.
+            yield f"tcp {side}port {port}"
+
+
+def _plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The address as packets carry it: an IPv4-mapped IPv6 address is IPv4, a zone is not part of it."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _plain_connection(connection: tuple[str, int, str, int]) -> tuple[str, int, str, int]:
+    local, local_port, remote, remote_port = connection
+    return str(_plain_address(local)), local_port, str(_plain_address(remote)), remote_port
+
+
+def _put_in_place(netns: int, rules: _Rules, *, owned: bool) -> _Table:
+    name = f"ckpt-lock-{secrets.token_hex(4)}"
+    if owned and (holder := _hold(netns, name, rules)) is not None:
+        return _Table(name, holder)
+    try:
+        # nft's own exit status says that the transaction was committed.
+        run(["nft", "-f", "-"], input=rules.table(name).encode(), netns=netns)
+    except CommandError as error:
+        raise NetworkError(
+            "cannot set the network lock",
+            code="lock-set",
+            details=error.details,
+            hint="the kernel needs nf_tables (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET)",
+        ) from error
+    return _Table(name, None)
+
+
+def _hold(netns: int, name: str, rules: _Rules) -> subprocess.Popen[bytes] | None:
+    """An interactive nft that owns the table ``name``; None when the kernel or nft knows no ownership."""
+    holder = start(["nft", "-i"], netns=netns, stdout=subprocess.DEVNULL)
+    try:
+        assert holder.stdin is not None and holder.stderr is not None
+        with contextlib.suppress(BrokenPipeError):
+            holder.stdin.write(rules.table(name, "flags owner").encode())
+            holder.stdin.flush()
+        deadline = time.monotonic() + _HOLDER_TIMEOUT
+        while time.monotonic() < deadline:
+            # nft commits a table whole, so a name that is listed has all its rules. A refusal comes on stderr.
+            refused, _, _ = select.select([holder.stderr], [], [], 0.005)
+            if name in find(netns):
+                return holder
+            if refused:
+                break
+    except BaseException:
+        _end(holder)
+        raise
+    _end(holder)
+    return None
+
+
+def _end(holder: subprocess.Popen[bytes]) -> None:
+    """Close the holder's pipe and wait for it; the kernel removes the table when its socket is closed."""
+    with holder:
+        assert holder.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            holder.stdin.close()
+        try:
+            holder.wait(_HOLDER_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            holder.kill()
+
+
+def _take_away(netns: int, table: _Table) -> None:
+    if table.holder is not None:
+        _end(table.holder)
+        return
+    try:
+        remove(netns, table.name)
+    except NotFoundError:
+        return  # somebody's clean-up, or `nft flush ruleset`, was here before
