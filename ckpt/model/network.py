@@ -1,0 +1,267 @@
+"""A network namespace as records.
+
+``kernel/rtnl`` reads these from the kernel and ``plan`` turns them into the steps that make a fresh namespace equal to
+them, so every field says something that the kernel keeps and that can be given to it again. What the kernel works out
+by itself (operational states, counters, routing caches, entries learnt from the wire) is not here. Defaults are what
+the kernel would choose, so that a record can be written by hand with no more than it needs.
+
+Names, values and option keys are netlink's, in lower case and without their prefix (``IFLA_BR_AGEING_TIME`` is
+``ageing_time``). Addresses and prefixes are text in the kernel's canonical form; durations are in seconds unless the
+kernel's own unit is named by its option. A thing that was seen but cannot be carried is never left out in silence: it
+is an ``Unread``, from which ``cannot_travel`` makes findings.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+FALLBACK_DEVICES = frozenset(
+    {"tunl0", "gre0", "gretap0", "erspan0", "sit0", "ip6tnl0", "ip_vti0", "ip6_vti0", "ip6gre0"}
+)
+"""The links that tunnel drivers make by themselves in every namespace; they hold nothing of the group."""
+
+MAIN_TABLE = 254
+LOCAL_TABLE = 255
+
+
+class Place(enum.StrEnum):
+    """Where the other link is: in the namespace itself, in the caller's (the host's), or in some other one."""
+
+    INSIDE = "inside"
+    CALLER = "caller"
+    ELSEWHERE = "elsewhere"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """One address of a link; ``address`` is the local one with its prefix length (``10.0.0.2/24``).
+
+    ``peer`` is the other end of a point-to-point address, with its prefix length, or empty. ``flags`` are netlink's
+    (``deprecated``, ``noprefixroute`` …) without ``permanent``, ``tentative`` and ``secondary``, which the kernel works
+    out. Lifetimes are seconds that remain; None is for ever. ``metric`` is that of the prefix route, 0 the default.
+    """
+
+    ifname: str
+    address: str
+    peer: str = ""
+    broadcast: str = ""
+    scope: str = "global"
+    label: str = ""
+    flags: tuple[str, ...] = ()
+    valid_lifetime: int | None = None
+    preferred_lifetime: int | None = None
+    metric: int = 0
+    protocol: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counterpart:
+    """What a link's IFLA_LINK names: the peer of a veth, or the lower link of a vlan or macvlan.
+
+    For one in the namespace itself only the name and index matter. For one in the caller's namespace the rest says
+    how it stood there; ``master`` is the bridge it was a port of. For one elsewhere, only ``ifindex`` is known.
+    """
+
+    place: Place = Place.CALLER
+    ifname: str = ""
+    ifindex: int = 0
+    kind: str = ""
+    mac: str | None = None
+    mtu: int = 0
+    master: str = ""
+    up: bool = True
+    addresses: tuple[Address, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """One link. ``kind`` is netlink's, ``loopback`` for lo, and empty for a physical one.
+
+    ``ifindex`` 0, ``mac`` None, ``mtu`` 0 and ``txqlen`` -1 let the kernel choose. ``flags`` are those that can be set:
+    ``up``, ``multicast``, ``noarp``, ``promisc``, ``allmulti``, ``debug``, ``dynamic``, ``notrailers``.
+    ``options`` are the kind's own (IFLA_INFO_DATA) and ``port_options`` those of a port of ``master``
+    (IFLA_INFO_SLAVE_DATA), each value as text; ``port_number`` keeps the order of a bridge's ports.
+    ``limits`` are GSO and GRO limits that were changed; ``token`` is the IPv6 interface identifier for autoconf.
+    """
+
+    ifname: str
+    kind: str
+    ifindex: int = 0
+    mac: str | None = None
+    broadcast: str | None = None
+    mtu: int = 0
+    txqlen: int = -1
+    group: int = 0
+    flags: tuple[str, ...] = ("multicast", "up")
+    alias: str = ""
+    altnames: tuple[str, ...] = ()
+    master: str = ""
+    port_number: int = 0
+    counterpart: Counterpart | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    port_options: Mapping[str, str] = field(default_factory=dict)
+    limits: Mapping[str, int] = field(default_factory=dict)
+    tx_queues: int = 0
+    rx_queues: int = 0
+    token: str = ""
+
+    @property
+    def up(self) -> bool:
+        """Whether it is administratively up."""
+        return "up" in self.flags
+
+    @property
+    def fallback(self) -> bool:
+        """Whether a driver made it by itself."""
+        return self.ifname in FALLBACK_DEVICES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nexthop:
+    """One of several next hops of a route."""
+
+    ifname: str = ""
+    gateway: str = ""
+    weight: int = 1
+    flags: tuple[str, ...] = ()
+    realms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One route; ``destination`` is always a prefix (``0.0.0.0/0`` is the default route) and gives the family.
+
+    ``gateway`` may be of the other family (RTA_VIA). ``expires`` is the seconds that remain, None never.
+    ``protocol`` is a number as in /etc/iproute2/rt_protos (2 kernel, 3 boot, 4 static).
+    """
+
+    destination: str
+    type: str = "unicast"
+    table: int = MAIN_TABLE
+    ifname: str = ""
+    gateway: str = ""
+    source: str = ""
+    preferred_source: str = ""
+    scope: str = "global"
+    protocol: int = 4
+    priority: int = 0
+    tos: int = 0
+    flags: tuple[str, ...] = ()
+    nexthops: tuple[Nexthop, ...] = ()
+    metrics: Mapping[str, int] = field(default_factory=dict)
+    congestion_control: str = ""
+    preference: int = 0
+    realms: int = 0
+    expires: int | None = None
+
+    @property
+    def family(self) -> int:
+        """4 or 6."""
+        return 6 if ":" in self.destination else 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One routing rule. ``selectors`` and ``values`` are the attributes that are numbers and those that are text.
+
+    Keys are netlink's (``fwmark``, ``fwmask``, ``iifname``, ``src`` as a prefix, ``sport_range`` as ``first-last`` …).
+    """
+
+    family: int
+    priority: int
+    action: str = "to_table"
+    table: int = MAIN_TABLE
+    tos: int = 0
+    invert: bool = False
+    selectors: Mapping[str, int] = field(default_factory=dict)
+    values: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbour:
+    """A permanent neighbour, or with ``proxy`` an address that is answered for on ``ifname`` (``mac`` is empty)."""
+
+    ifname: str
+    address: str
+    mac: str = ""
+    proxy: bool = False
+    flags: tuple[str, ...] = ()
+    state: str = "permanent"
+    protocol: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NftTable:
+    """One nftables table: ``text`` is what ``nft list`` shows of it, counters and elements included."""
+
+    family: str
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowTuple:
+    """One direction of a tracked flow. Ports are 0 where the protocol has none; the ICMP ones are -1 where absent."""
+
+    source: str
+    destination: str
+    source_port: int = 0
+    destination_port: int = 0
+    icmp_id: int = -1
+    icmp_type: int = -1
+    icmp_code: int = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConntrackEntry:
+    """One tracked flow. ``status`` is the kernel's IPS_* bits; ``timeout`` the seconds that remain.
+
+    ``protocol`` is the number of the transport protocol; ``protocol_state`` holds its attributes (for TCP: ``state``,
+    ``wscale_original``, ``wscale_reply``, ``flags_original``, ``flags_reply``).
+    """
+
+    original: FlowTuple
+    reply: FlowTuple
+    protocol: int
+    status: int
+    timeout: int
+    mark: int = 0
+    zone: int = 0
+    helper: str = ""
+    labels: bytes = b""
+    protocol_state: Mapping[str, int] = field(default_factory=dict)
+    sequence_adjust: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unread:
+    """Something the kernel showed that these records cannot carry: ``code`` names the class of it."""
+
+    code: str
+    subject: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """A whole namespace. ``sysctls`` are paths below /proc/sys (``net/ipv4/ip_forward``) and their text.
+
+    They hold what differs from an untouched namespace of the kernel that was read, everything of ``conf/all`` and
+    ``conf/default``, and for each link what differs from its ``conf/default``.
+    """
+
+    links: tuple[Link, ...] = ()
+    addresses: tuple[Address, ...] = ()
+    routes: tuple[Route, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    nftables: tuple[NftTable, ...] = ()
+    conntrack: tuple[ConntrackEntry, ...] = ()
+    unread: tuple[Unread, ...] = ()
+
+    def link(self, ifname: str) -> Link | None:
+        """The link of that name."""
+        return next((link for link in self.links if link.ifname == ifname), None)
