@@ -1,0 +1,86 @@
+"""What all tests share: the lab they run in, ``require`` for what a machine may lack, and random names.
+
+``tests/unit`` runs anywhere; ``tests/net`` and ``tests/criu`` need root and run in the lab (see ``tests/lab.py``).
+A test that needs something the machine may lack asks ``require``: missing, it is a skip for a developer and a failure
+in CI (``CI=true``), so that no test can silently stop running.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import lab
+
+_NEEDS_LAB = {"net", "criu"}
+# A process that was just told to end may still be on its way out.
+_STRAY_SECONDS = 5.0
+
+_why_no_lab: str | None = "not entered"
+
+
+def require(condition: bool, reason: str) -> None:
+    """Go on only if ``condition``: otherwise skip with ``reason``, or fail with it where ``CI=true``."""
+    __tracebackhide__ = True
+    if condition:
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"required in CI: {reason}")
+    pytest.skip(reason)
+
+
+def random_name(prefix: str = "t") -> str:
+    """A name that nothing else has, short enough for a link (15 bytes), a namespace, a group or an nft table."""
+    return f"{prefix}{secrets.token_hex(4)}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Enter the lab before anything is collected: later there may be threads, which would stay outside."""
+    global _why_no_lab
+    _why_no_lab = lab.enter()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"lab: {_why_no_lab or 'own network and mount namespace'}"
+
+
+@pytest.fixture(autouse=True)
+def _lab_where_needed(request: pytest.FixtureRequest) -> None:
+    """Tests that change a network or freeze processes run in the lab or not at all, never on the host."""
+    if _NEEDS_LAB.intersection(Path(request.path).relative_to(Path(__file__).parent).parts):
+        require(_why_no_lab is None, f"no lab: {_why_no_lab}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """Fail the session (as an error of its last test) if the tests left links, tables, mounts, names or processes."""
+    if _why_no_lab is not None:
+        yield
+        return
+    before, known = lab.traces(), lab.strays()
+    yield
+    left = sorted(lab.traces() - before)
+    strays = _wait_for_strays(known)
+    left += [f"process {pid}: {command}" for pid, command in sorted(strays.items())]
+    lab.kill(list(strays))
+    assert not left, "the tests left behind:\n  " + "\n  ".join(left)
+
+
+def _wait_for_strays(known: dict[int, str]) -> dict[int, str]:
+    deadline = time.monotonic() + _STRAY_SECONDS
+    while True:
+        strays = {pid: command for pid, command in lab.strays().items() if pid not in known}
+        if not strays or time.monotonic() > deadline:
+            return strays
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def unique() -> Callable[[str], str]:
+    """``unique("br")``: a random name with that prefix."""
+    return random_name
