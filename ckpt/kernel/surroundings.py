@@ -1,0 +1,224 @@
+"""What lies around a group: everything outside of it that has a hand in what it holds.
+
+One pass over ``/proc`` finds the processes that share the group's network namespace, and those that hold the other end
+of its pipes, unix sockets and terminals; CRIU can take none of that along. The pass reads links only. What cannot be
+read (a process that ends, another user's without the right) counts as not there: a check then says less, never
+something wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from ckpt.kernel import netns as namespaces
+from ckpt.kernel import sockdiag, syscalls
+from ckpt.kernel.files import read_link
+from ckpt.kernel.procfs import read_namespaces, read_stat, read_text
+from ckpt.model.process import FileKind, GroupFacts, Holder, Isolation, OpenFile, OutsideEnd, Process, SysvIpc
+from ckpt.model.socket import Socket
+
+PTMX = "5:2"
+PTS_MAJORS = range(136, 144)
+"""Slaves of pseudo-terminals: 136 to 143, 256 each (Documentation/admin-guide/devices.txt)."""
+
+
+def read(processes: Sequence[Process], sockets: Sequence[Socket]) -> GroupFacts:
+    """The facts of a group whose processes and sockets are given."""
+    root = processes[0]
+    own = read_namespaces(os.getpid())
+    pids = frozenset(process.pid for process in processes)
+    isolated = root.namespaces.get("net") not in (own.get("net"), None)
+    hosts_ipc = root.namespaces.get("ipc") == own.get("ipc")
+    foreign = _Foreign(pids)
+    netns = root.namespaces.get("net", 0)
+    facts = GroupFacts(
+        root=root.pid,
+        processes=tuple(processes),
+        sockets=tuple(sockets),
+        self_and_ancestors=tuple(ancestors(os.getpid())),
+        isolation=Isolation.NETNS if isolated else Isolation.NONE,
+        netns=netns,
+        netns_sharers=foreign.sharers(netns) if isolated else (),
+        netns_pins=(*_pins(netns), *foreign.openers(f"net:[{netns}]")) if isolated else (),
+        pidns_is_hosts=root.namespaces.get("pid") == own.get("pid"),
+        root_is_init=len(root.ns_pids) > 1 and root.is_init,
+        mntns_differs=any(process.namespaces.get("mnt") not in (own.get("mnt"), None) for process in processes),
+        userns_differs=any(process.namespaces.get("user") not in (own.get("user"), None) for process in processes),
+        outside=tuple(_outside(processes, sockets, foreign)),
+        ipcns_is_hosts=hosts_ipc,
+        sysv_ipc=_sysv(root.pid, pids if hosts_ipc else None),
+    )
+    return _with_network(facts) if isolated else facts
+
+
+def _with_network(facts: GroupFacts) -> GroupFacts:
+    netns = namespaces.open_of(facts.root)
+    try:
+        orphans = sockdiag.read_orphans(netns)
+        return dataclasses.replace(facts, accept_queue=sockdiag.accept_queue(netns), orphans=orphans)
+    finally:
+        os.close(netns)
+
+
+def ancestors(pid: int) -> Iterator[int]:
+    """``pid``, its parent, and so on up to the first process."""
+    while pid:
+        yield pid
+        line = read_stat(pid)
+        pid = line.ppid if line else 0
+
+
+def _pins(netns: int) -> Iterator[str]:
+    """The mounts that keep a network namespace, as ``ip netns add`` makes them."""
+    for line in read_text("/proc/self/mountinfo").splitlines():
+        head, _, tail = line.partition(" - ")
+        words = head.split()
+        if tail.startswith("nsfs ") and words[3] == f"net:[{netns}]":
+            yield words[4]
+
+
+class _Foreign:
+    """What the processes outside the group hold: the name of each link in their ``fd``, with its holders."""
+
+    def __init__(self, group: frozenset[int]) -> None:
+        self._own = os.getpid()
+        self._names: dict[int, str] = {}
+        self._links: dict[str, list[tuple[int, str]]] = {}
+        for pid in self._others(group):
+            self._scan(pid)
+
+    def holders(self, link: str) -> tuple[Holder, ...]:
+        """The processes that hold what ``link`` (``pipe:[71]``) names."""
+        pids = dict.fromkeys(pid for pid, _ in self._links.get(link, ()))
+        return tuple(Holder(pid=pid, name=self._names[pid]) for pid in pids)
+
+    def masters(self, index: int) -> tuple[Holder, ...]:
+        """The processes that hold the master side of pseudo-terminal ``index``."""
+        found: dict[int, Holder] = {}
+        for link in self._links:
+            if link.endswith("/ptmx"):
+                for pid, fd in self._links[link]:
+                    if f"tty-index:\t{index}\n" in read_text(f"/proc/{pid}/fdinfo/{fd}"):
+                        found[pid] = Holder(pid=pid, name=self._names[pid])
+        return tuple(found.values())
+
+    def openers(self, link: str) -> tuple[str, ...]:
+        """The descriptors that hold what ``link`` names, ckpt's own left out."""
+        return tuple(f"/proc/{pid}/fd/{fd}" for pid, fd in self._links.get(link, ()) if pid != self._own)
+
+    def sharers(self, netns: int) -> tuple[Holder, ...]:
+        """The processes in the network namespace ``netns``."""
+        return tuple(Holder(pid=pid, name=name) for pid, name in self._names.items() if _netns(pid) == netns)
+
+    @staticmethod
+    def _others(group: frozenset[int]) -> Iterable[int]:
+        return (int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) not in group)
+
+    def _scan(self, pid: int) -> None:
+        line = read_stat(pid)
+        if line is None:
+            return
+        self._names[pid] = line.name
+        try:
+            fds = os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            return
+        for fd in fds:
+            try:
+                self._links.setdefault(read_link(f"/proc/{pid}/fd/{fd}"), []).append((pid, fd))
+            except OSError:
+                continue
+
+
+def _netns(pid: int) -> int:
+    try:
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
+    except OSError:
+        return 0
+
+
+def _outside(processes: Sequence[Process], sockets: Sequence[Socket], foreign: _Foreign) -> Iterator[OutsideEnd]:
+    files = [file for process in processes for file in process.files]
+    yield from _outside_pipes(files, foreign)
+    yield from _outside_sockets(sockets, foreign)
+    yield from _outside_terminals(processes, files, foreign)
+
+
+def _outside_pipes(files: Sequence[OpenFile], foreign: _Foreign) -> Iterator[OutsideEnd]:
+    pipes = {file.inode: file for file in files if file.kind in (FileKind.PIPE, FileKind.FIFO)}
+    for inode, file in pipes.items():
+        holders = foreign.holders(file.path)
+        if holders:
+            yield OutsideEnd(kind=file.kind.value, inode=inode, path=file.path, holders=holders)
+
+
+def _outside_sockets(sockets: Sequence[Socket], foreign: _Foreign) -> Iterator[OutsideEnd]:
+    own = {one.inode for one in sockets}
+    for one in sockets:
+        sharers = foreign.holders(f"socket:[{one.inode}]")
+        if sharers:
+            yield OutsideEnd(kind="socket", inode=one.inode, path=one.path or "", holders=sharers)
+        if one.family == "unix" and one.peer and one.peer not in own:
+            holders = foreign.holders(f"socket:[{one.peer}]")
+            yield OutsideEnd(kind="unix", inode=one.inode, path=one.path or "", peer=one.peer, holders=holders)
+
+
+def _outside_terminals(
+    processes: Sequence[Process], files: Sequence[OpenFile], foreign: _Foreign
+) -> Iterator[OutsideEnd]:
+    masters = {int(file.info["tty-index"]) for file in files if file.special == PTMX and "tty-index" in file.info}
+    wanted = {pts_index(file.special): file.path for file in files if file.kind is FileKind.TTY}
+    wanted = {pts_index(process.tty): "" for process in processes} | wanted
+    for index, path in wanted.items():
+        if index is not None and index not in masters:
+            yield OutsideEnd(kind="tty", inode=index, path=path or f"/dev/pts/{index}", holders=foreign.masters(index))
+
+
+def pts_index(device: str | None) -> int | None:
+    """The number of the pseudo-terminal whose slave has the device number ``major:minor``, or None for another."""
+    major, _, minor = (device or "0:0").partition(":")
+    return (int(major) - PTS_MAJORS.start) * 256 + int(minor) if int(major) in PTS_MAJORS else None
+
+
+def _sysv(root: int, creators: frozenset[int] | None) -> tuple[SysvIpc, ...]:
+    """The System V objects of the root task's IPC namespace; with ``creators``, only those that these PIDs made."""
+    found: list[SysvIpc] = []
+    _inside_ipc(root, lambda: found.extend(_sysv_lists()))
+    return tuple(one for one in found if creators is None or one.creator in creators)
+
+
+def _sysv_lists() -> Iterator[SysvIpc]:
+    # the columns differ (ipc/shm.c, ipc/msg.c, ipc/sem.c): shm counts bytes and attachments, sem its semaphores
+    for kind, size, creator, attached in (("shm", 3, 4, 6), ("msg", 3, 5, None), ("sem", 3, None, None)):
+        for line in read_text(f"/proc/sysvipc/{kind}").splitlines()[1:]:
+            words = [int(word) for word in line.split()]
+            yield SysvIpc(
+                kind=kind,
+                key=words[0],
+                id=words[1],
+                size=words[size],
+                creator=words[creator] if creator is not None else 0,
+                attached=words[attached] if attached is not None else 0,
+            )
+
+
+def _inside_ipc(pid: int, work: Callable[[], None]) -> None:
+    """Do ``work`` in the IPC namespace of ``pid``, in a thread that ends with it; nothing when that is impossible."""
+
+    def enter() -> None:
+        try:
+            fd = os.open(f"/proc/{pid}/ns/ipc", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                syscalls.setns(fd, syscalls.CLONE_NEWIPC)
+            finally:
+                os.close(fd)
+        except OSError:
+            return
+        work()
+
+    thread = threading.Thread(target=enter, name="ckpt-read-sysvipc")
+    thread.start()
+    thread.join()
