@@ -1,0 +1,67 @@
+"""The lab itself: what a test leaves behind is seen, and what it makes does not reach the host."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import lab
+
+
+@pytest.fixture
+def link(unique: Callable[[str], str]) -> Iterator[str]:
+    name = unique("br")
+    subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True)
+    yield name
+    subprocess.run(["ip", "link", "delete", name], check=True)
+
+
+def test_lab_is_not_the_host() -> None:
+    for kind in ("net", "mnt"):
+        # The parent is the shell or the script that started the session, which stayed outside.
+        assert Path(f"/proc/self/ns/{kind}").readlink() != Path(f"/proc/{os.getppid()}/ns/{kind}").readlink()
+
+
+def test_lab_has_lo_up() -> None:
+    shown = subprocess.run(["ip", "-br", "link", "show", "up"], check=True, capture_output=True, text=True)
+    assert "lo" in [line.split()[0] for line in shown.stdout.splitlines()]
+
+
+def test_traces_names_a_link(link: str) -> None:
+    assert f"link {link}" in lab.traces()
+
+
+def test_traces_names_an_nft_table(unique: Callable[[str], str]) -> None:
+    name = unique("ckpt")
+    subprocess.run(["nft", "add", "table", "inet", name], check=True)
+    try:
+        assert f"nft table inet {name}" in lab.traces()
+    finally:
+        subprocess.run(["nft", "delete", "table", "inet", name], check=True)
+
+
+def test_traces_names_a_registry_entry_and_a_mount(unique: Callable[[str], str]) -> None:
+    directory = Path("/run/ckpt") / unique("lab")
+    directory.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", directory], check=True)
+    try:
+        (directory / "one.json").touch()
+        assert {f"mount {directory}", f"registry entry {directory}/one.json"} <= lab.traces()
+    finally:
+        subprocess.run(["umount", directory], check=True)
+        directory.rmdir()
+
+
+@pytest.mark.parametrize("unshare", [[], ["unshare", "--mount", "--net"]], ids=["plain", "own-namespaces"])
+def test_strays_names_a_process_that_left_the_session(unshare: list[str]) -> None:
+    process = subprocess.Popen([*unshare, "setsid", "sleep", "300"], stdin=subprocess.DEVNULL)
+    try:
+        assert process.pid in lab.strays()
+    finally:
+        lab.kill([process.pid])
+    assert process.wait(30) == -signal.SIGKILL
