@@ -33,7 +33,7 @@ def test_try_criu_the_one_that_ckpt_uses_works(tmp_path: Path) -> None:
         ("echo 'no such kernel' >&2; exit 1", "dump: no such kernel"),
         ("exit 1", "dump: it failed without a word"),
         (
-            r"cd $4; printf 'Error (criu/a.c:1): RLIMIT_NOFILE\nfine\nError (criu/b.c:2): no\nError (criu/c.c:3)\n' >$6; exit 1",
+            r"cd $4; printf 'Error (a): RLIMIT_NOFILE\nError (criu/b.c:2): no\nError (criu/c.c:3)\n' >$6; exit 1",
             "dump: Error (criu/b.c:2): no",
         ),
     ],
