@@ -1,0 +1,325 @@
+"""The one door to CRIU: a `criu swrk` child, spoken to over a SEQPACKET socket.
+
+One request makes one conversation: the request goes out, CRIU answers with any number of notifications (its action
+scripts, in the order of facts that `Stage` lists), each of which waits for our yes or no, and ends with the
+response. Who calls gives a function for the notifications; what it raises becomes the "no", and is raised again here
+when CRIU has rolled back. That answer is how a dump or a restore is committed: CRIU holds everything still while it
+waits for it.
+
+pycriu's own client knows neither notifications nor file descriptors nor error texts, so only its message
+definitions (`rpc_pb2`) are used here. This module never decides what a failure means for the group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import importlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckpt.errors import CkptError, NotFoundError, UnsupportedError
+
+PREFIX = Path("/opt/ckpt/criu")
+"""Where `scripts/install-criu` unpacks a CRIU of its own when the distribution's does not fit the running kernel."""
+
+DIST_PACKAGES = Path("/usr/lib/python3/dist-packages")
+
+LOG_NAME = "criu.log"
+
+MAX_MESSAGE = 256 * 1024
+"""CRIU reads requests into a buffer that it sizes by the message; its answers are far below this."""
+
+
+class Stage(enum.StrEnum):
+    """CRIU's action scripts, by the names it notifies with (criu/action-scripts.c)."""
+
+    PRE_DUMP = "pre-dump"
+    NETWORK_LOCK = "network-lock"
+    QUERY_EXT_FILES = "query-ext-files"
+    POST_DUMP = "post-dump"
+    NETWORK_UNLOCK = "network-unlock"
+    PRE_RESTORE = "pre-restore"
+    SETUP_NAMESPACES = "setup-namespaces"
+    POST_SETUP_NAMESPACES = "post-setup-namespaces"
+    POST_RESTORE = "post-restore"
+    PRE_RESUME = "pre-resume"
+    POST_RESUME = "post-resume"
+
+
+Notify = Callable[[str, int], None]
+"""Called with the stage and the root task's PID (0 where CRIU gives none); raising means no."""
+
+
+class CriuError(CkptError):
+    """CRIU said no, or died. ``details`` holds what it said; its log tells the rest."""
+
+    status = 8
+
+    def __init__(self, brief: str, *, code: str, errno: int = 0, details: str | None = None) -> None:
+        super().__init__(brief, code=code, details=details)
+        self.errno = errno
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Criu:
+    """A CRIU program, and the directory that holds the `pycriu` package of the same or a near version."""
+
+    path: str
+    python_path: Path
+
+    @property
+    def rpc(self) -> Any:
+        """The `pycriu.rpc_pb2` module."""
+        return load_pycriu(self.python_path, "rpc_pb2")
+
+
+def find(explicit: str | None = None) -> Criu:
+    """The CRIU to use: ``explicit``, ``CKPT_CRIU``, the private prefix, then PATH.
+
+    Raises UnsupportedError (`criu-missing`, `pycriu-missing`).
+    """
+    candidates = [explicit] if explicit else [os.environ.get("CKPT_CRIU"), str(prefix() / "criu"), "criu"]
+    for candidate in candidates:
+        path = shutil.which(candidate) if candidate else None
+        if path is not None:
+            return Criu(path=path, python_path=_find_pycriu(Path(path)))
+    raise UnsupportedError(
+        f"no CRIU at {explicit}" if explicit else "CRIU is not installed",
+        code="criu-missing",
+        hint="run scripts/install-criu, or name one with --criu PATH or CKPT_CRIU",
+    )
+
+
+def prefix() -> Path:
+    """The private prefix: ``CKPT_CRIU_PREFIX`` or the well-known place."""
+    return Path(os.environ.get("CKPT_CRIU_PREFIX") or PREFIX)
+
+
+def _find_pycriu(criu: Path) -> Path:
+    beside = criu.parent / "usr/lib/python3/dist-packages"
+    for place in (beside, prefix() / "usr/lib/python3/dist-packages", DIST_PACKAGES):
+        if (place / "pycriu").is_dir():
+            return place
+    raise UnsupportedError(
+        "pycriu is not installed",
+        code="pycriu-missing",
+        details=f"looked in {beside} and {DIST_PACKAGES}",
+        hint="apt-get install python3-pycriu, or run scripts/install-criu",
+    )
+
+
+def load_pycriu(place: Path, module: str) -> Any:
+    """A module of the `pycriu` package found in ``place``, without putting the rest of that directory on sys.path."""
+    if "pycriu" not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            "pycriu", place / "pycriu/__init__.py", submodule_search_locations=[str(place / "pycriu")]
+        )
+        if spec is None or spec.loader is None:
+            raise UnsupportedError(f"no pycriu in {place}", code="pycriu-missing")
+        package = importlib.util.module_from_spec(spec)
+        sys.modules["pycriu"] = package
+        # pycriu/__init__.py imports everything it has; its message definitions need none of that.
+        package.__path__ = [str(place / "pycriu")]
+    return importlib.import_module(f"pycriu.{module}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """How the swrk child is started: descriptors that it inherits, and the command that it runs under.
+
+    A wrapper that lingers does not end with CRIU (`unshare --fork` waits for the namespace's init): it is killed.
+    """
+
+    pass_fds: tuple[int, ...] = ()
+    wrapper: tuple[str, ...] = ()
+    wrapper_lingers: bool = False
+
+
+class Swrk:
+    """A running `criu swrk`, good for one request. A context manager: at its end no CRIU of ours is left."""
+
+    def __init__(self, criu: Criu, launch: Launch | None = None) -> None:
+        self._criu = criu
+        self._launch = launch or Launch()
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Swrk:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket = self._stack.enter_context(ours)
+        launch = self._launch
+        with theirs:
+            # --no-default-config: else /etc/criu/default.conf and ~/.criu/default.conf leak into every request.
+            argv = [*launch.wrapper, self._criu.path, "--no-default-config"]
+            try:
+                self._process = subprocess.Popen(
+                    [*argv, "swrk", str(theirs.fileno())],
+                    pass_fds=(theirs.fileno(), *launch.pass_fds),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    # A ^C at the terminal is for us to answer; CRIU must be free to roll back.
+                    start_new_session=True,
+                )
+            except OSError as error:
+                self._stack.close()
+                raise UnsupportedError(
+                    f"cannot start {self._criu.path}", code="criu-missing", details=os.strerror(error.errno or 0)
+                ) from error
+        return self
+
+    @property
+    def pid(self) -> int:
+        """The PID of the CRIU process (of its wrapper, if there is one)."""
+        return self._process.pid
+
+    def __exit__(self, *_: object) -> None:
+        # Closing the socket makes a CRIU that still works fail at its next notification and roll back by itself, so
+        # it is given the time for that; there is nothing we could do to the group while it holds it.
+        self._stack.close()
+        if self._launch.wrapper_lingers:
+            self._process.kill()
+        self._process.wait()
+
+    def request(self, request: Any, notify: Notify | None = None) -> Any:
+        """Send one ``criu_req``, answer the notifications, return the ``criu_resp``.
+
+        What ``notify`` raises is raised when CRIU has ended. Raises CriuError (`criu-died`, `criu-failed`).
+        """
+        rpc = self._criu.rpc
+        failure: BaseException | None = None
+        self._send(request)
+        while True:
+            response = self._receive()
+            if response.type != rpc.NOTIFY:
+                break
+            answer = rpc.criu_req(type=rpc.NOTIFY, notify_success=True)
+            try:
+                if notify is not None and failure is None:
+                    notify(response.notify.script, response.notify.pid)
+            except BaseException as error:
+                failure = error
+                answer.notify_success = False
+            self._send(answer)
+        if failure is not None:
+            raise failure
+        if not response.success:
+            raise CriuError(
+                "CRIU failed", code="criu-failed", errno=response.cr_errno, details=response.cr_errmsg.strip() or None
+            )
+        return response
+
+    def _send(self, message: Any) -> None:
+        try:
+            self._socket.send(message.SerializeToString())
+        except OSError as error:
+            raise self._died() from error
+
+    def _receive(self) -> Any:
+        try:
+            data = self._socket.recv(MAX_MESSAGE)
+        except OSError as error:
+            raise self._died() from error
+        if not data:
+            raise self._died()
+        return self._criu.rpc.criu_resp.FromString(data)
+
+    def _died(self) -> CriuError:
+        status = self._process.wait()
+        how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        return CriuError("CRIU ended without an answer", code="criu-died", details=f"it ended {how}")
+
+
+def version(criu: Criu) -> tuple[int, int, int]:
+    """Its version: major, minor, sublevel."""
+    rpc = criu.rpc
+    with Swrk(criu) as swrk:
+        found = swrk.request(rpc.criu_req(type=rpc.VERSION)).version
+    return (found.major_number, found.minor_number, found.sublevel)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What this CRIU can do on this kernel (its FEATURE_CHECK)."""
+
+    mem_track: bool
+    lazy_pages: bool
+    pidfd_store: bool
+
+
+def features(criu: Criu) -> Features:
+    """What CRIU's FEATURE_CHECK says."""
+    rpc = criu.rpc
+    asked = rpc.criu_features(mem_track=True, lazy_pages=True, pidfd_store=True)
+    with Swrk(criu) as swrk:
+        found = swrk.request(rpc.criu_req(type=rpc.FEATURE_CHECK, features=asked)).features
+    return Features(mem_track=found.mem_track, lazy_pages=found.lazy_pages, pidfd_store=found.pidfd_store)
+
+
+def options(criu: Criu, values: Mapping[str, Any]) -> Any:
+    """A ``criu_opts`` message from field values; UnsupportedError names a field that this CRIU does not know."""
+    message = criu.rpc.criu_opts()
+    for name, value in values.items():
+        if name not in message.DESCRIPTOR.fields_by_name:
+            raise UnsupportedError(
+                f"this CRIU has no option {name}", code="criu-option", hint="install a newer CRIU: scripts/install-criu"
+            )
+        _set_field(message, name, value)
+    return message
+
+
+def _set_field(message: Any, name: str, value: Any) -> None:
+    if isinstance(value, Mapping):
+        getattr(message, name).CopyFrom(type(getattr(message, name))(**value))
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        field = getattr(message, name)
+        for item in value:
+            if isinstance(item, Mapping):
+                field.add(**item)
+            else:
+                field.append(item)
+    else:
+        setattr(message, name, value)
+
+
+@contextlib.contextmanager
+def images_directory(path: Path) -> Iterator[int]:
+    """An open descriptor of a directory for CRIU images.
+
+    CRIU resolves ``images_dir_fd`` through /proc/<our PID>/fd, so the number is ours and stays open for the request.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no directory {path}", code="images-missing") from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def dump(criu: Criu, values: Mapping[str, Any], notify: Notify | None, launch: Launch | None = None) -> Any:
+    """A DUMP request with ``criu_opts`` fields; returns CRIU's dump response."""
+    rpc = criu.rpc
+    request = rpc.criu_req(type=rpc.DUMP, opts=options(criu, values))
+    request.opts.notify_scripts = notify is not None
+    with Swrk(criu, launch) as swrk:
+        return swrk.request(request, notify).dump
+
+
+def restore(criu: Criu, values: Mapping[str, Any], notify: Notify | None, launch: Launch | None = None) -> int:
+    """A RESTORE request with ``criu_opts`` fields; returns the root task's PID as CRIU saw it."""
+    rpc = criu.rpc
+    request = rpc.criu_req(type=rpc.RESTORE, opts=options(criu, values))
+    request.opts.notify_scripts = notify is not None
+    with Swrk(criu, launch) as swrk:
+        return int(swrk.request(request, notify).restore.pid)
