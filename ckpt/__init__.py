@@ -1,0 +1,62 @@
+"""Checkpoint and restart of groups of processes together with their network.
+
+What the ``ckpt`` command does, a program does with the functions named here. Nothing is loaded before it is first
+used: ``import ckpt`` alone costs no more than this file. The functions carry longer names than the commands because
+``ckpt.run``, ``ckpt.dump`` and the like are the modules that hold them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ckpt.errors import CkptError
+    from ckpt.model.finding import Finding
+    from ckpt.model.groupspec import GroupSpec
+    from ckpt.registry import GroupEntry
+    from ckpt.registry import entries as groups
+    from ckpt.registry import get as group
+    from ckpt.run import run_group, start_group
+    from ckpt.stop import stop_group
+
+__all__ = [
+    "CkptError",
+    "Finding",
+    "GroupEntry",
+    "GroupSpec",
+    "__version__",
+    "group",
+    "groups",
+    "run_group",
+    "start_group",
+    "stop_group",
+]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CkptError": ("ckpt.errors", "CkptError"),
+    "Finding": ("ckpt.model.finding", "Finding"),
+    "GroupEntry": ("ckpt.registry", "GroupEntry"),
+    "GroupSpec": ("ckpt.model.groupspec", "GroupSpec"),
+    "group": ("ckpt.registry", "get"),
+    "groups": ("ckpt.registry", "entries"),
+    "run_group": ("ckpt.run", "run_group"),
+    "start_group": ("ckpt.run", "start_group"),
+    "stop_group": ("ckpt.stop", "stop_group"),
+}
+
+
+def __getattr__(name: str) -> object:
+    try:
+        module, attribute = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module 'ckpt' has no attribute {name!r}") from None
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
