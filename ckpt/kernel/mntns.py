@@ -93,8 +93,6 @@ def read_mounts(pid: int) -> tuple[Mount, ...] | None:
         return None
     host, theirs = _read("self"), _read(pid)
     if _root(theirs) != _root(host):
-        -1:
-    ]:
         raise _refuse(pid, "its root is on another file system than the host's, as a container's is")
     unseen = Counter(line.key for line in theirs) - Counter(line.key for line in host)
     mounts = []
