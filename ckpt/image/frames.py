@@ -1,0 +1,261 @@
+"""Frames out of bytes and into bytes: the lowest layer that knows the format.
+
+``FrameReader`` takes one frame after the other from a ``Source`` and hands out only frames whose digest is right, so
+nothing above it ever sees a byte that was not checked. It never asks for more memory than the frame's type allows,
+and never for more than really arrives. ``seal`` is its mirror: it turns a head and a payload into a frame's bytes.
+Whether frames follow each other as they must is the ledger's business.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Final, Protocol
+
+from ckpt.errors import ImageError, StorageError
+from ckpt.image import layout, schema, wire
+from ckpt.image.defect import Defect, Place
+from ckpt.image.layout import DIGEST_PREFIX, DIGEST_SIZE, PAYLOAD_PREFIX, TRAILER_PREFIX, TRAILER_SIZE, Head, Header
+
+if TYPE_CHECKING:
+    from hashlib import blake2b
+
+_READ = 64 * layout.KIB
+_DIGEST_ELEMENT = len(DIGEST_PREFIX) + DIGEST_SIZE
+_PAYLOAD_HEADER = len(PAYLOAD_PREFIX) + 4
+_AFTER_ITEMS = 2  # a frame's last two elements, digest and payload
+_TYPES: Final = {"int": int, "str": str, "bool": bool}
+_MAX_UINT = (1 << 63) - 1
+
+
+class Readable(Protocol):
+    """What a source reads from: any raw or buffered binary stream."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame whose digest is right: at ``offset``, ``size`` bytes long. ``payload`` is empty where it was skipped."""
+
+    number: int
+    head: Head
+    digest: bytes
+    payload: bytes
+    length: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trailer:
+    """The end of an image: where its index frame begins, and the digest of the whole."""
+
+    index: int
+    digest: bytes
+
+
+class Source:
+    """A stream with a look ahead: ``position`` counts the bytes taken so far, from ``position`` on."""
+
+    def __init__(self, stream: Readable, position: int = 0) -> None:
+        self.position = position
+        self._stream = stream
+        self._ahead = b""
+
+    def peek(self, size: int) -> bytes:
+        """The next bytes, at least ``size`` of them unless the stream ends before. Takes none."""
+        while len(self._ahead) < size:
+            buffer = bytearray(_READ)
+            count = self._read(memoryview(buffer))
+            if not count:
+                break
+            self._ahead += bytes(memoryview(buffer)[:count])
+        return self._ahead
+
+    def take(self, size: int, place: Place) -> bytes:
+        """Exactly the next ``size`` bytes (bounded by the caller); raises ImageError(code="image-truncated")."""
+        if size <= len(self._ahead):
+            taken, self._ahead = self._ahead[:size], self._ahead[size:]
+        else:
+            buffer = bytearray(size)
+            have = len(self._ahead)
+            buffer[:have] = self._ahead
+            self._ahead = b""
+            while have < size:
+                count = self._read(memoryview(buffer)[have:])
+                if not count:
+                    raise place.error(Defect.TRUNCATED, f"the image ends at byte {self.position + have}")
+                have += count
+            taken = bytes(buffer)
+        self.position += size
+        return taken
+
+    def _read(self, buffer: memoryview) -> int:
+        try:
+            count = self._stream.readinto(buffer)
+        except OSError as error:
+            raise StorageError("reading the image failed", code="storage-read", details=error.strerror) from error
+        if count is None:
+            raise StorageError("reading the image failed", code="storage-read", details="the stream does not block")
+        return count
+
+
+class FrameReader:
+    """The frames of an image, in order, each checked against its digest; see images/FORMAT.md."""
+
+    def __init__(self, source: Source, place: Place, seed: blake2b) -> None:
+        self.source = source
+        self.place = place
+        self.seed = seed
+
+    @classmethod
+    def at_start(cls, source: Source, place: Place) -> tuple[FrameReader, Header]:
+        """A reader behind the header, and the header; raises ImageError for what is no image of this version."""
+        place = place.inside("header at byte 0")
+        raw, header = read_header(source, place)
+        return cls(source, place, layout.digest(raw)), header
+
+    def next(self, *, skip: bool = False) -> Frame | Trailer:
+        """The next frame, or the trailer. With ``skip`` a chunk's payload is passed over, its digest not checked."""
+        offset = self.source.position
+        place = self.place.inside(f"byte {offset}")
+        if self.source.peek(len(TRAILER_PREFIX)).startswith(TRAILER_PREFIX):
+            return self._trailer(place)
+        items, end = _items(self.source, _AFTER_ITEMS, layout.MAX_HEAD, place)
+        number, head = _parse_head(items, place)
+        place = place.inside(describe(number, head, offset))
+        head_bytes = self.source.take(end, place)
+        tail = self.source.take(_DIGEST_ELEMENT + _PAYLOAD_HEADER, place)
+        length = _payload_length(tail, head, place)
+        size = end + len(tail) + length
+        digest = tail[len(DIGEST_PREFIX) : _DIGEST_ELEMENT]
+        payload = self.source.take(length, place)
+        self.place = place
+        if skip and isinstance(head, layout.ChunkHead):
+            return Frame(number, head, digest, b"", length, offset, size)
+        if frame_digest(self.seed, head_bytes, payload) != digest:
+            raise place.error(Defect.DIGEST, "its digest does not match")
+        return Frame(number, head, digest, payload, length, offset, size)
+
+    def _trailer(self, place: Place) -> Trailer:
+        place = place.inside(f"trailer at byte {self.source.position}")
+        trailer = parse_trailer(self.source.take(TRAILER_SIZE, place))
+        if trailer is None:
+            raise place.error(Defect.MALFORMED, "no digest where it has to be")
+        self.place = place
+        return trailer
+
+
+def read_header(source: Source, place: Place) -> tuple[bytes, Header]:
+    """The header frame's bytes and what it says."""
+    begin = source.peek(len(layout.MAGIC))[: len(layout.MAGIC)]
+    word = layout.MAGIC_WORD
+    if begin[: len(word)] != word[: len(begin)]:
+        raise place.error(Defect.NOT_CKPT, f"it begins with {begin[: len(word)].hex(' ')}")
+    try:
+        items, end = _items(source, 0, layout.MAX_HEADER, place)
+    except ImageError as error:
+        if len(begin) == len(layout.MAGIC) and begin != layout.MAGIC:  # not ours to judge
+            raise place.error(Defect.VERSION, _other_version(begin[-1], None)) from error
+        raise
+    version, found = items[1], items[2]
+    if begin != layout.MAGIC:
+        raise place.error(Defect.VERSION, _other_version(version, found))
+    header = schema.decode(Header, found, "header", place)
+    if header.digest != layout.DIGEST:
+        raise place.error(Defect.ALGORITHM, f"{header.digest[:32]!r}; this ckpt knows {layout.DIGEST}")
+    return source.take(end, place), header
+
+
+def _items(source: Source, missing: int, limit: int, place: Place) -> tuple[list[object], int]:
+    wanted = 1  # never wait for more bytes than the frame has: on a pipe they may never come
+    while True:
+        window = source.peek(wanted)
+        found = wire.unpack_head(window, missing, place, limit)
+        if found is not None:
+            return found
+        if len(window) < wanted:
+            raise place.error(Defect.TRUNCATED, f"the image ends at byte {source.position + len(window)}")
+        wanted = len(window) + 1
+
+
+def _other_version(version: object, header: object) -> str:
+    said = header.get("ckpt") if isinstance(header, dict) else None
+    # The text comes from the image: only what looks like a version is repeated.
+    writer = said if isinstance(said, str) and len(said) <= 32 and said.isascii() and said.isprintable() else "unknown"
+    shown = version if type(version) is int else "unknown"
+    return f"format version {shown}, written by ckpt {writer}; this ckpt reads version {layout.VERSION}"
+
+
+def _parse_head(items: list[object], place: Place) -> tuple[int, Head]:
+    kind, rest = items[0], items[1:]
+    if not isinstance(kind, str) or kind not in layout.HEADS:
+        shown = repr(kind[:32]) if isinstance(kind, str) else type(kind).__name__
+        raise place.error(Defect.FRAME, f"frame type {shown}")
+    head = layout.HEADS[kind]
+    wanted = [("number", int), *((field.name, _TYPES[str(field.type)]) for field in fields(head))]
+    if len(rest) != len(wanted):
+        raise place.error(Defect.MALFORMED, f"a {kind} frame of {len(rest)} fields instead of {len(wanted)}")
+    for value, (name, wanted_type) in zip(rest, wanted, strict=True):
+        if type(value) is not wanted_type or (isinstance(value, int) and not 0 <= value <= _MAX_UINT):
+            raise place.error(Defect.MALFORMED, f"the {name} of a {kind} frame is no {wanted_type.__name__}")
+    number: int = rest[0]  # type: ignore[assignment]  # checked above
+    return number, head(*rest[1:])  # type: ignore[arg-type]  # checked above
+
+
+def _payload_length(tail: bytes, head: Head, place: Place) -> int:
+    if tail[: len(DIGEST_PREFIX)] != DIGEST_PREFIX or tail[_DIGEST_ELEMENT : _DIGEST_ELEMENT + 1] != PAYLOAD_PREFIX:
+        raise place.error(Defect.MALFORMED, "digest and payload are not where they have to be")
+    (length,) = struct.unpack(">I", tail[-4:])
+    limit = head.LIMIT
+    if length > limit:
+        raise place.error(Defect.LIMIT, f"a payload of {length} bytes, at most {limit}")
+    return int(length)
+
+
+def describe(number: int, head: Head, offset: int) -> str:
+    """A frame as messages name it."""
+    named = f" {head.name[:64]!r}" if isinstance(head, (layout.SectionHead, layout.FileHead)) else ""
+    return f"frame {number} ({head.TYPE}{named}) at byte {offset}"
+
+
+def frame_digest(seed: blake2b, head: bytes, payload: bytes) -> bytes:
+    """The digest of a frame: its head's bytes, its payload with the payload's length, all seeded with the header."""
+    running = seed.copy()
+    running.update(head)
+    running.update(PAYLOAD_PREFIX + struct.pack(">I", len(payload)))
+    running.update(payload)
+    return running.digest()
+
+
+def seal(seed: blake2b, number: int, head: Head, payload: bytes) -> tuple[bytes, bytes]:
+    """A frame's bytes up to its payload, and its digest."""
+    values = (getattr(head, field.name) for field in fields(head))
+    packed = wire.pack_head((head.TYPE, number, *values), _AFTER_ITEMS)
+    digest = frame_digest(seed, packed, payload)
+    return packed + DIGEST_PREFIX + digest + PAYLOAD_PREFIX + struct.pack(">I", len(payload)), digest
+
+
+def seal_header(header: Header) -> bytes:
+    """The header frame's bytes."""
+    return wire.pack_head(("ckpt", layout.VERSION, schema.encode(header)), 0)
+
+
+def seal_trailer(trailer: Trailer) -> bytes:
+    """The trailer's bytes."""
+    return TRAILER_PREFIX + struct.pack(">Q", trailer.index) + DIGEST_PREFIX + trailer.digest
+
+
+def parse_trailer(data: bytes) -> Trailer | None:
+    """The trailer that ``data`` (its very bytes) is, or None."""
+    offset_end = len(TRAILER_PREFIX) + 8
+    digest_start = offset_end + len(DIGEST_PREFIX)
+    if (
+        len(data) != TRAILER_SIZE
+        or not data.startswith(TRAILER_PREFIX)
+        or data[offset_end:digest_start] != DIGEST_PREFIX
+    ):
+        return None
+    (index,) = struct.unpack(">Q", data[len(TRAILER_PREFIX) : offset_end])
+    return Trailer(int(index), data[digest_start:])

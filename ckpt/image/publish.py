@@ -1,0 +1,100 @@
+"""Puts a new file under its name only when it is whole.
+
+The bytes go into ``.NAME.partial-XXXX`` beside it, mode 0600, are synced, and only then get the name, with ``link``,
+which never replaces: whoever took the name meanwhile keeps it. Then the directory is synced. A failure removes the
+partial file; after ``kill -9`` it stays, and its name tells what it was.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from ckpt.errors import CkptError, ExistsError, NotFoundError, PermissionDeniedError
+from ckpt.image.defect import Defect, Place
+from ckpt.image.writer import storage_error
+
+_MAX_NAME = 255
+PARTIAL = ".partial-"
+
+
+@contextmanager
+def created(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[BinaryIO]:
+    """A new file, open for writing, that stands at ``path`` once the block has ended without an error.
+
+    With ``force`` it replaces a file there; without, ExistsError(code="image-exists") is raised before any work, and
+    again if the name was taken meanwhile. Raises ImageError(code="image-is-directory"), NotFoundError when the
+    directory does not exist, PermissionDeniedError, and StorageError (``storage-full``, ``storage-write``).
+    """
+    target = Path(path)
+    with ExitStack() as undo:
+        directory = _open_directory(target, undo)
+        _refuse_taken(target, directory, force)
+        partial = f".{target.name}"[: _MAX_NAME - 16] + PARTIAL + secrets.token_hex(3)
+        try:
+            fd = os.open(
+                partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=directory
+            )
+        except OSError as error:
+            raise _failure(error, target, 0) from error
+        undo.callback(_remove, partial, directory)
+        out = undo.enter_context(os.fdopen(fd, "wb", buffering=0, closefd=True))
+        yield out
+        try:
+            os.fsync(fd)
+            if force:
+                os.rename(partial, target.name, src_dir_fd=directory, dst_dir_fd=directory)
+            else:
+                os.link(partial, target.name, src_dir_fd=directory, dst_dir_fd=directory)
+                os.unlink(partial, dir_fd=directory)
+            os.fsync(directory)
+        except FileExistsError as error:
+            raise _taken(target) from error
+        except OSError as error:
+            raise _failure(error, target, os.fstat(fd).st_size) from error
+
+
+def _open_directory(target: Path, undo: ExitStack) -> int:
+    if not target.name or target.name == "..":
+        raise Place(str(target)).error(Defect.IS_DIRECTORY)
+    try:
+        directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _failure(error, target, 0) from error
+    undo.callback(os.close, directory)
+    return directory
+
+
+def _refuse_taken(target: Path, directory: int, force: bool) -> None:
+    try:
+        os.stat(target.name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _failure(error, target, 0) from error
+    if os.path.isdir(target):
+        raise Place(str(target)).error(Defect.IS_DIRECTORY)
+    if not force:
+        raise _taken(target)
+
+
+def _taken(target: Path) -> ExistsError:
+    return ExistsError(f"{target} exists", code="image-exists", hint="name another file, or use --force to replace it")
+
+
+def _failure(error: OSError, target: Path, written: int) -> CkptError:
+    brief = f"{target} could not be written"
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return NotFoundError(brief, code="directory-missing", details=f"there is no directory {target.parent}")
+    if isinstance(error, PermissionError):
+        return PermissionDeniedError(brief, code="image-permission", details=error.strerror)
+    return storage_error(error, brief, written)
+
+
+def _remove(partial: str, directory: int) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(partial, dir_fd=directory)
