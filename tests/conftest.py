@@ -11,7 +11,6 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -52,7 +51,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 @pytest.fixture(autouse=True)
 def _lab_where_needed(request: pytest.FixtureRequest) -> None:
     """Tests that change a network or freeze processes run in the lab or not at all, never on the host."""
-    if _NEEDS_LAB.intersection(Path(request.path).relative_to(Path(__file__).parent).parts):
+    if _NEEDS_LAB.intersection(request.path.relative_to(request.config.rootpath).parts):
         require(_why_no_lab is None, f"no lab: {_why_no_lab}")
 
 

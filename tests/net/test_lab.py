@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -65,3 +66,36 @@ def test_strays_names_a_process_that_left_the_session(unshare: list[str]) -> Non
     finally:
         lab.kill([process.pid])
     assert process.wait(30) == -signal.SIGKILL
+
+
+# It passes, and leaves each kind of thing behind.
+LEAKY = """
+import subprocess
+from pathlib import Path
+
+def test_that_leaks() -> None:
+    subprocess.run(["ip", "link", "add", "leaked", "type", "bridge"], check=True)
+    subprocess.run(["ip", "netns", "add", "leaked"], check=True)
+    subprocess.run(["setsid", "--fork", "sleep", "301"], check=True)
+    Path("/run/ckpt/groups").mkdir(parents=True)
+    Path("/run/ckpt/groups/leaked.json").touch()
+"""
+
+
+def test_session_that_leaves_something_fails_and_names_it(tmp_path: Path) -> None:
+    (tmp_path / "test_leaky.py").write_text(LEAKY)
+    argv = [sys.executable, "-m", "pytest", "-c", "/dev/null", "--rootdir", str(tmp_path), "-p", "tests.conftest"]
+    checkout = Path(__file__).parents[2]
+    done = subprocess.run(
+        [*argv, str(tmp_path)], cwd=checkout, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    for line in (
+        "link leaked",
+        "mount /run/netns/leaked",
+        "network namespace leaked",
+        "registry entry /run/ckpt/groups/leaked.json",
+        ": sleep 301",
+        "1 passed, 1 error",
+    ):
+        assert line in done.stdout
