@@ -120,11 +120,16 @@ class NetworkLock:
             self._tables.remove(table)
 
 
+def is_lock(name: str) -> bool:
+    """Whether an nft table of that name is a lock."""
+    return _NAME.fullmatch(name) is not None
+
+
 def find(netns: int) -> tuple[str, ...]:
     """The names of all lock tables in ``netns``, whoever made them."""
     listing = run(["nft", "list", "tables", "inet"], netns=netns).decode(errors="replace")
     words = [line.split() for line in listing.splitlines()]
-    return tuple(line[2] for line in words if len(line) == 3 and _NAME.fullmatch(line[2]))
+    return tuple(line[2] for line in words if len(line) == 3 and is_lock(line[2]))
 
 
 def remove(netns: int, name: str) -> None:
@@ -132,7 +137,7 @@ def remove(netns: int, name: str) -> None:
 
     Raises ``NotFoundError`` when there is none and ``NetworkError`` when a live process owns it.
     """
-    if not _NAME.fullmatch(name) or name not in find(netns):
+    if not is_lock(name) or name not in find(netns):
         raise NotFoundError(f"there is no network lock {name}", code="lock-missing")
     try:
         run(["nft", "delete", "table", "inet", name], netns=netns)

@@ -118,6 +118,10 @@ class Link:
         return self.ifname in FALLBACK_DEVICES
 
 
+LOOPBACK = Link(ifname="lo", kind="loopback", ifindex=1, flags=("up",))
+"""The link that every namespace has, brought up: what a record that is written by hand begins with."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nexthop:
     """One of several next hops of a route."""
@@ -188,7 +192,6 @@ class Neighbour:
     mac: str = ""
     proxy: bool = False
     flags: tuple[str, ...] = ()
-    state: str = "permanent"
     protocol: int = 0
 
 
@@ -250,6 +253,10 @@ class Network:
 
     They hold what differs from an untouched namespace of the kernel that was read, everything of ``conf/all`` and
     ``conf/default``, and for each link what differs from its ``conf/default``.
+
+    One that was read is ``complete``: it lists also what the kernel makes by itself (its rules, the routes and the
+    link-local addresses that come with a link), and what it does not list must not be there. One that was written by
+    hand adds to what the kernel makes.
     """
 
     links: tuple[Link, ...] = ()
@@ -261,6 +268,7 @@ class Network:
     nftables: tuple[NftTable, ...] = ()
     conntrack: tuple[ConntrackEntry, ...] = ()
     unread: tuple[Unread, ...] = ()
+    complete: bool = False
 
     def link(self, ifname: str) -> Link | None:
         """The link of that name."""

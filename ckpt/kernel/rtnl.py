@@ -1,0 +1,158 @@
+"""Read a whole network namespace into records.
+
+Links, addresses, routes, rules and neighbours come by rtnetlink, the rest by the modules named for it. While it is
+read, a second socket listens for changes: what was read is returned only when none arrived meanwhile, and is read
+again otherwise, so that a record is never a mixture of two moments. Only what links name as their counterpart is
+looked up outside, in the caller's own namespace; nothing outside is changed or read otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from ckpt.errors import NetworkError
+from ckpt.kernel import conntrack, nft, rtnl_links, rtnl_routes, sysctl
+from ckpt.kernel.netlink import Netlink
+from ckpt.kernel.netns import open_own
+from ckpt.kernel.rtnl_links import LinkReader
+from ckpt.model.network import Address, Counterpart, Neighbour, Network, Place, Route, Rule, Unread
+
+_GROUPS = (1, 5, 7, 8, 9, 11, 19, 20)
+"""RTNLGRP_ LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, and IPV6 prefix options."""
+
+_ATTEMPTS = 5
+
+
+def read_network(netns: int) -> Network:
+    """All of ``netns``, as of one moment.
+
+    Raises NetworkError (``network-changing``) when it changes each time it is read.
+    """
+    changed: set[int] = set()
+    for _ in range(_ATTEMPTS):
+        with Netlink(netns=netns, groups=_GROUPS) as watcher:
+            generation = nft.generation(netns)
+            network = _read(netns)
+            events = watcher.events()
+            if events == [] and nft.generation(netns) == generation:
+                return network
+            changed |= {kind for kind, _ in events or ()}
+    raise NetworkError(
+        "the network namespace changes faster than it can be read",
+        code="network-changing",
+        details=f"netlink messages seen meanwhile: {', '.join(map(str, sorted(changed))) or 'nftables or too many'}",
+        hint="stop what keeps changing links, addresses or routes and try again",
+    )
+
+
+def _read(netns: int) -> Network:
+    unread: list[Unread] = []
+    with Netlink(netns=netns) as connection:
+        raw = rtnl_links.read_raw(connection)
+        caller, nsid = _caller_links(connection)
+        reader = LinkReader(raw, caller=caller, caller_nsid=nsid)
+        links = reader.links()
+        names = {link.ifindex: link.ifname for link in links}
+        addresses = read_addresses(connection, names)
+        routes = read_routes(connection, names, unread)
+        rules = read_rules(connection, unread)
+        neighbours = read_neighbours(connection, names)
+    tables, unread_tables = nft.read_tables(netns)
+    entries, unread_entries = conntrack.read_entries(netns)
+    return Network(
+        links=links,
+        addresses=addresses,
+        routes=routes,
+        rules=rules,
+        neighbours=neighbours,
+        sysctls=sysctl.read_changed(netns, {link.ifname: link.mtu for link in links}),
+        nftables=tables,
+        conntrack=entries,
+        unread=(*reader.unread, *unread, *unread_tables, *unread_entries),
+        complete=True,
+    )
+
+
+def _caller_links(inside: Netlink) -> tuple[dict[int, Counterpart], int]:
+    """The links of the caller's namespace as counterparts, and the number by which the namespace that is read has it.
+
+    The number is -1 when there is none: then no link leads there, and the caller's links are not even listed.
+    """
+    own = open_own()
+    try:
+        nsid = rtnl_links.nsid_of(inside, own)
+    finally:
+        os.close(own)
+    if nsid < 0:
+        return {}, nsid
+    with Netlink() as outside:
+        raw = rtnl_links.read_raw(outside)
+        names = {index: link.ifname for index, link in raw.items()}
+        addresses: dict[str, list[Address]] = {}
+        for address in read_addresses(outside, names):
+            addresses.setdefault(address.ifname, []).append(address)
+    return {index: _counterpart(link, names, addresses) for index, link in raw.items()}, nsid
+
+
+def _counterpart(
+    link: rtnl_links.RawLink, names: Mapping[int, str], addresses: Mapping[str, list[Address]]
+) -> Counterpart:
+    return Counterpart(
+        place=Place.CALLER,
+        ifname=link.ifname,
+        ifindex=link.index,
+        kind=link.kind,
+        mac=link.mac,
+        mtu=link.mtu,
+        master=names.get(link.master, ""),
+        up=link.up,
+        addresses=tuple(addresses.get(link.ifname, ())),
+    )
+
+
+def read_addresses(connection: Netlink, names: Mapping[int, str]) -> tuple[Address, ...]:
+    """All addresses of the socket's namespace, in the kernel's order."""
+    found: list[Address] = []
+    for family in (4, 6):
+        request = rtnl_routes.ADDRESS.pack(rtnl_routes.INET[family], 0, 0, 0, 0)
+        for kind, body in connection.dump(rtnl_routes.RTM_GETADDR, request):
+            if kind == rtnl_routes.RTM_NEWADDR and rtnl_routes.ADDRESS.unpack_from(body)[4] in names:
+                found.append(rtnl_routes.decode_address(body, names))
+    return tuple(found)
+
+
+def read_routes(connection: Netlink, names: Mapping[int, str], unread: list[Unread]) -> tuple[Route, ...]:
+    """All routes of all tables, those that the kernel made by itself included."""
+    found: list[Route] = []
+    for family in (4, 6):
+        request = rtnl_routes.ROUTE.pack(rtnl_routes.INET[family], 0, 0, 0, 0, 0, 0, 0, 0)
+        for kind, body in connection.dump(rtnl_routes.RTM_GETROUTE, request):
+            if kind == rtnl_routes.RTM_NEWROUTE:
+                found.append(rtnl_routes.decode_route(body, names, unread))
+    return tuple(found)
+
+
+def read_rules(connection: Netlink, unread: list[Unread]) -> tuple[Rule, ...]:
+    """The rules of both families, the kernel's three own ones included."""
+    found: list[Rule] = []
+    for family in (4, 6):
+        request = rtnl_routes.RULE.pack(rtnl_routes.INET[family], 0, 0, 0, 0, 0, 0, 0, 0)
+        for kind, body in connection.dump(rtnl_routes.RTM_GETRULE, request):
+            if kind == rtnl_routes.RTM_NEWRULE:
+                found.append(rtnl_routes.decode_rule(body, unread))
+    return tuple(found)
+
+
+def read_neighbours(connection: Netlink, names: Mapping[int, str]) -> tuple[Neighbour, ...]:
+    """The neighbours that somebody set for good, and the proxies."""
+    found: list[Neighbour] = []
+    for family in (4, 6):
+        for flags in (0, rtnl_routes.NTF_PROXY):
+            request = rtnl_routes.NEIGHBOUR.pack(rtnl_routes.INET[family], 0, 0, flags, 0)
+            for kind, body in connection.dump(rtnl_routes.RTM_GETNEIGH, request):
+                if kind == rtnl_routes.RTM_NEWNEIGH:
+                    neighbour = rtnl_routes.decode_neighbour(body, names)
+                    if neighbour is not None:
+                        found.append(neighbour)
+    return tuple(found)

@@ -1,0 +1,143 @@
+"""The sysctls of a network namespace: read, and made equal to a record.
+
+/proc/sys/net shows each reader its own namespace. What is writable there in a namespace other than the first belongs
+to that namespace alone: the kernel takes the write bit from every table that is shared (31c4d2f160eb "net: Ensure net
+namespace isolation of sysctls", Linux 5.13), so the mode is the proof and nothing else is ever written. Three groups
+are told apart: a device's own (``net/ipv6/conf/eth0/…``), the templates (``…/all/…``, ``…/default/…``) from which new
+devices copy theirs, and the rest.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ckpt.errors import NetworkError
+from ckpt.kernel.netns import create, entered
+
+_ROOT = "/proc/sys"
+_DEVICE_TREES = ("net/ipv4/conf", "net/ipv6/conf", "net/ipv4/neigh", "net/ipv6/neigh", "net/mpls/conf")
+_TEMPLATES = ("all", "default")
+
+# Actions that look like values.
+_ACTIONS = frozenset({"net/ipv4/route/flush", "net/ipv6/route/flush"})
+
+
+def device_of(key: str) -> tuple[str, str, str] | None:
+    """The tree, the device (or template) and the name that make up a per-device key; None for other keys."""
+    parts = key.split("/")
+    if len(parts) == 5 and "/".join(parts[:3]) in _DEVICE_TREES:
+        return "/".join(parts[:3]), parts[3], parts[4]
+    return None
+
+
+def is_template(key: str) -> bool:
+    """Whether the key is one of ``all`` or ``default``."""
+    parts = device_of(key)
+    return parts is not None and parts[1] in _TEMPLATES
+
+
+def read_all(netns: int) -> dict[str, str]:
+    """Every sysctl that can be read and written in ``netns``."""
+    with entered(netns):
+        return dict(_walk("net"))
+
+
+def _walk(directory: str) -> Iterator[tuple[str, str]]:
+    with os.scandir(f"{_ROOT}/{directory}") as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            key = f"{directory}/{entry.name}"
+            if entry.is_dir():
+                yield from _walk(key)
+            elif entry.stat().st_mode & 0o600 == 0o600 and key not in _ACTIONS:
+                value = _read(key)
+                if value is not None:
+                    yield key, value
+
+
+def _read(key: str) -> str | None:
+    """The value; None for one that has none yet (an unset ``stable_secret`` gives EIO) or has just gone."""
+    try:
+        return Path(_ROOT, key).read_text("ascii", "surrogateescape").rstrip("\n")
+    except OSError:
+        return None
+
+
+def read_changed(netns: int, mtus: Mapping[str, int]) -> dict[str, str]:
+    """What of ``netns`` differs from an untouched namespace, as ``Network.sysctls`` describes it."""
+    pristine = create()
+    try:
+        untouched = read_all(pristine)
+    finally:
+        os.close(pristine)
+    values = read_all(netns)
+    return {key: value for key, value in values.items() if _kept(key, value, values, untouched, mtus)}
+
+
+def _kept(
+    key: str, value: str, values: Mapping[str, str], untouched: Mapping[str, str], mtus: Mapping[str, int]
+) -> bool:
+    parts = device_of(key)
+    if parts is None:
+        return untouched.get(key) != value
+    tree, device, name = parts
+    if device in _TEMPLATES:
+        return True
+    if name == "mtu":
+        return value != str(mtus.get(device, value))
+    # Outside the first namespace the neighbour tables show no template; an untouched lo has its values.
+    template = values.get(f"{tree}/default/{name}", untouched.get(f"{tree}/lo/{name}"))
+    return value != template
+
+
+def expected(wanted: Mapping[str, str], now: Mapping[str, str], mtus: Mapping[str, int]) -> dict[str, str]:
+    """What every key that ``now`` has should be for a namespace recorded as ``wanted``; unrecorded ones stay."""
+    result: dict[str, str] = {}
+    for key in now:
+        parts = device_of(key)
+        if key in wanted:
+            result[key] = wanted[key]
+        elif parts is not None and parts[1] not in _TEMPLATES:
+            tree, device, name = parts
+            template = wanted.get(f"{tree}/default/{name}")
+            if name == "mtu":
+                result[key] = str(mtus.get(device, now[key]))
+            elif template is not None:
+                result[key] = template
+    return result
+
+
+def order(key: str) -> tuple[int, str]:
+    """A sort key: what resets or sets many others comes before those."""
+    if key == "net/ipv4/ip_forward":
+        return 0, key
+    if key.endswith("/stable_secret"):
+        return 4, key  # sets addr_gen_mode
+    if key.endswith("/addr_gen_mode"):
+        return 5, key
+    parts = device_of(key)
+    if parts is None:
+        return 1, key
+    return {"all": 2, "default": 3}.get(parts[1], 4), key
+
+
+def write(netns: int, values: Mapping[str, str]) -> None:
+    """Write ``values`` in their right order. Raises NetworkError that names the key."""
+    with entered(netns):
+        for key in sorted(values, key=order):
+            try:
+                fd = os.open(f"{_ROOT}/{key}", os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    os.write(fd, values[key].encode("ascii", "surrogateescape") + b"\n")
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                missing = error.errno == errno.ENOENT
+                raise NetworkError(
+                    f"cannot set the sysctl {key} to {values[key]!r}",
+                    code="sysctl-missing" if missing else "sysctl-refused",
+                    details=str(error.strerror),
+                    hint="this kernel does not have it" if missing else None,
+                ) from error
