@@ -7,12 +7,14 @@ read is left out.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import stat
+import struct
 
-from ckpt.kernel import elf
-from ckpt.model.process import Executable, FileKind, FileLock, MappedFile, OpenFile
+from ckpt.kernel import elf, syscalls
+from ckpt.model.process import Executable, FileKind, FileLock, MappedFile, MountPlace, OpenFile
 
 DELETED = " (deleted)"
 TTY_MAJORS = frozenset({3, 4, 5, *range(128, 144), 204, 229})
@@ -21,6 +23,10 @@ REPEATED_KEYS = frozenset(
     {"pos", "flags", "mnt_id", "ino", "lock", "tfd", "inotify wd", "fanotify ino", "fanotify sdev"}
 )
 """Keys of fdinfo that have fields of their own or come once per watched object, thousands of times for some."""
+
+TUNGETIFF = 0x800454D2
+IFF_PERSIST = 0x0800
+"""``linux/if_tun.h``."""
 
 Identity = tuple[int, int]
 """Device and inode: one file."""
@@ -72,48 +78,22 @@ def read_executable(pid: int) -> Executable | None:
     )
 
 
-def read_files(pid: int) -> tuple[OpenFile, ...]:
-    """Every descriptor of ``pid``, in order."""
+def _tun_info(pid: int, fd: int) -> dict[str, str]:
+    """Whether the TUN link behind a descriptor stays when that is closed: only the descriptor itself can tell."""
     try:
-        fds = sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+        pidfd = syscalls.pidfd_open(pid)
+        try:
+            duplicate = syscalls.pidfd_getfd(pidfd, fd)
+        finally:
+            os.close(pidfd)
+        try:
+            answer = fcntl.ioctl(duplicate, TUNGETIFF, bytes(40))
+        finally:
+            os.close(duplicate)
     except OSError:
-        return ()
-    found = (read_file(pid, fd) for fd in fds)
-    return tuple(file for file in found if file is not None)
-
-
-def read_file(pid: int, fd: int) -> OpenFile | None:
-    """One descriptor, or None when it has just been closed."""
-    link = f"/proc/{pid}/fd/{fd}"
-    try:
-        target, status = read_link(link), os.stat(link)
-        with open(f"/proc/{pid}/fdinfo/{fd}", "rb") as file:
-            lines = text(file.read()).splitlines()
-    except OSError:
-        return None
-    pairs = [(key, value.strip()) for key, _, value in (line.partition(":") for line in lines)]
-    values = dict(pairs)
-    kind = _kind(target, status.st_mode, status.st_rdev)
-    path, deleted = split_deleted(target, status.st_nlink)
-    if kind is FileKind.ANON:
-        path = path.removeprefix("anon_inode:").strip("[]")
-    node = stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
-    return OpenFile(
-        fd=fd,
-        kind=kind,
-        path=path,
-        flags=int(values.get("flags", "0"), 8),
-        position=int(values.get("pos", "0")),
-        mount_id=int(values.get("mnt_id", "0")),
-        mode=status.st_mode,
-        inode=status.st_ino,
-        device=device_name(status.st_dev),
-        special=device_name(status.st_rdev) if node else None,
-        size=status.st_size if stat.S_ISREG(status.st_mode) else 0,
-        deleted=deleted and kind is not FileKind.MEMFD,
-        info={key: value for key, value in pairs if key not in REPEATED_KEYS and not key.startswith("inotify")},
-        locks=tuple(lock for key, value in pairs if key == "lock" and (lock := parse_lock(value)) is not None),
-    )
+        return {}
+    (flags,) = struct.unpack_from("=H", answer, 16)
+    return {"persistent": "1" if flags & IFF_PERSIST else "0"}
 
 
 def _kind(target: str, mode: int, rdev: int) -> FileKind:
@@ -152,13 +132,65 @@ def parse_lock(line: str) -> FileLock | None:
     )
 
 
-class MapReader:
-    """Reads the mapped files of the processes of a group; each file is looked into once for all of them."""
+class FileReader:
+    """Reads what the processes of a group have open and mapped; what they share is looked at once for all of them."""
 
     def __init__(self) -> None:
-        self._known: dict[Identity, Looked] = {}
+        self._mapped: dict[Identity, Looked] = {}
+        self._mounts: dict[int, frozenset[int]] = {}
+        self._devices = set(_mounts("self").values())
 
-    def read(self, pid: int) -> tuple[MappedFile, ...]:
+    def read_files(self, pid: int, mntns: int) -> tuple[OpenFile, ...]:
+        """Every descriptor of ``pid``, which is in the mount namespace ``mntns``, in order."""
+        try:
+            fds = sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+        except OSError:
+            return ()
+        if mntns not in self._mounts:
+            mounts = _mounts(str(pid))
+            self._devices |= set(mounts.values())
+            self._mounts[mntns] = frozenset(mounts)
+        found = (self._read_file(pid, fd, self._mounts[mntns]) for fd in fds)
+        return tuple(file for file in found if file is not None)
+
+    def _read_file(self, pid: int, fd: int, mounts: frozenset[int]) -> OpenFile | None:
+        """One descriptor, or None when it has just been closed."""
+        link = f"/proc/{pid}/fd/{fd}"
+        try:
+            target, status = read_link(link), os.stat(link)
+            with open(f"/proc/{pid}/fdinfo/{fd}", "rb") as file:
+                lines = text(file.read()).splitlines()
+        except OSError:
+            return None
+        pairs = [(key, value.strip()) for key, _, value in (line.partition(":") for line in lines)]
+        values = dict(pairs)
+        kind = _kind(target, status.st_mode, status.st_rdev)
+        path, deleted = split_deleted(target, status.st_nlink)
+        mount = int(values.get("mnt_id", "0"))
+        node = stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
+        return OpenFile(
+            fd=fd,
+            kind=kind,
+            path=path.removeprefix("anon_inode:").strip("[]") if kind is FileKind.ANON else path,
+            flags=int(values.get("flags", "0"), 8),
+            position=int(values.get("pos", "0")),
+            mount_id=mount,
+            mode=status.st_mode,
+            inode=status.st_ino,
+            device=device_name(status.st_dev),
+            special=device_name(status.st_rdev) if node else None,
+            size=status.st_size if stat.S_ISREG(status.st_mode) else 0,
+            deleted=deleted and kind is not FileKind.MEMFD,
+            mount=MountPlace.INSIDE if mount in mounts else self._place(status.st_dev),
+            info={key: value for key, value in pairs if key not in REPEATED_KEYS and not key.startswith("inotify")}
+            | (_tun_info(pid, fd) if "iff" in values else {}),
+            locks=tuple(lock for key, value in pairs if key == "lock" and (lock := parse_lock(value)) is not None),
+        )
+
+    def _place(self, device: int) -> MountPlace:
+        return MountPlace.OUTSIDE if device_name(device) in self._devices else MountPlace.INTERNAL
+
+    def read_maps(self, pid: int) -> tuple[MappedFile, ...]:
         """The files ``pid`` has mapped, in the order of their first address."""
         try:
             with open(f"/proc/{pid}/maps", "rb") as file:
@@ -192,8 +224,8 @@ class MapReader:
         )
 
     def _look(self, pid: int, span: str, identity: Identity, executable: bool) -> Looked:
-        if identity in self._known:
-            return self._known[identity]
+        if identity in self._mapped:
+            return self._mapped[identity]
         # maps pads addresses to eight digits, the names in map_files are not padded
         link = f"/proc/{pid}/map_files/" + "-".join(f"{int(address, 16):x}" for address in span.split("-"))
         try:
@@ -201,5 +233,15 @@ class MapReader:
         except OSError:
             return None, None, None
         build = elf.build_id(link) if executable and stat.S_ISREG(status.st_mode) else None
-        self._known[identity] = status.st_size, status.st_mode, build
-        return self._known[identity]
+        self._mapped[identity] = status.st_size, status.st_mode, build
+        return self._mapped[identity]
+
+
+def _mounts(pid: str) -> dict[int, str]:
+    """The mounts a process sees: their ids, with the ``major:minor`` of what is mounted."""
+    try:
+        with open(f"/proc/{pid}/mountinfo", "rb") as file:
+            lines = [line.split(maxsplit=3) for line in file]
+    except OSError:
+        return {}
+    return {int(words[0]): words[2].decode() for words in lines}

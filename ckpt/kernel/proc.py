@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ckpt.errors import NotFoundError
 from ckpt.kernel import sockdiag, surroundings
-from ckpt.kernel.files import MapReader
+from ckpt.kernel.files import FileReader
 from ckpt.kernel.procfs import read_process, read_stat, read_text, thread_ids
 from ckpt.model.process import GroupFacts, Process
 
@@ -34,8 +34,8 @@ def read_tree(root: int) -> tuple[Process, ...]:
     """The processes of the group, root first; those that end meanwhile are left out. Raises NotFoundError."""
     if read_stat(root) is None:
         raise _not_found(root)
-    maps = MapReader()
-    found = (read_process(pid, maps) for pid in tree_pids(root))
+    files = FileReader()
+    found = (read_process(pid, files) for pid in tree_pids(root))
     processes = tuple(process for process in found if process is not None)
     if not processes or processes[0].pid != root:
         raise _not_found(root)

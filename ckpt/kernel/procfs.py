@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ckpt.kernel.files import MapReader, read_executable, read_files, read_link, text
+from ckpt.kernel.files import FileReader, read_executable, read_link, text
 from ckpt.model.process import Memory, Process, Thread
 
 PF_KTHREAD = 0x0020_0000
@@ -61,9 +61,9 @@ def parse_stat(line: str) -> Stat:
     )
 
 
-def read_stat(pid: int) -> Stat | None:
-    """``/proc/PID/stat``, or None when there is no such process."""
-    line = read_text(f"/proc/{pid}/stat")
+def read_stat(pid: int, tid: int | None = None) -> Stat | None:
+    """``stat`` of a process, or of one of its threads; None when there is no such process."""
+    line = read_text(f"/proc/{pid}/stat" if tid is None else f"/proc/{pid}/task/{tid}/stat")
     return parse_stat(line) if line else None
 
 
@@ -130,6 +130,19 @@ def thread_ids(pid: int) -> tuple[int, ...]:
         return ()
 
 
+def _own_namespaces(pid: int, tid: int) -> tuple[str, ...]:
+    """A thread can leave its process in these with unshare(2) or setns(2); in the others it cannot."""
+    names = ("cgroup", "ipc", "mnt", "net", "uts") if tid != pid else ()
+    try:
+        return tuple(name for name in names if _namespace(f"{pid}/task/{tid}", name) != _namespace(str(pid), name))
+    except OSError:
+        return ()
+
+
+def _namespace(task: str, name: str) -> int:
+    return os.stat(f"/proc/{task}/ns/{name}").st_ino
+
+
 def _threads(pid: int) -> tuple[Thread, ...]:
     threads = []
     for tid in thread_ids(pid):
@@ -137,7 +150,15 @@ def _threads(pid: int) -> tuple[Thread, ...]:
         if values:
             state = values.get("State", "?")[:1]
             name = values.get("Name", "")
-            threads.append(Thread(tid=tid, name=name, state=state, ns_ids=numbers(values, "NSpid")))
+            threads.append(
+                Thread(
+                    tid=tid,
+                    name=name,
+                    state=state,
+                    ns_ids=numbers(values, "NSpid"),
+                    own_namespaces=_own_namespaces(pid, tid),
+                )
+            )
     return tuple(threads)
 
 
@@ -146,12 +167,13 @@ def _cmdline(pid: int) -> tuple[str, ...]:
     return tuple(raw.removesuffix("\0").split("\0")) if raw else ()
 
 
-def read_process(pid: int, maps: MapReader) -> Process | None:
+def read_process(pid: int, files: FileReader) -> Process | None:
     """One process, or None when there is none (any more)."""
     line = read_stat(pid)
     values = parse_status(read_text(f"/proc/{pid}/status"))
     if line is None or not values:
         return None
+    namespaces = read_namespaces(pid)
     return Process(
         pid=pid,
         ns_pids=numbers(values, "NSpid") or (pid,),
@@ -173,12 +195,12 @@ def read_process(pid: int, maps: MapReader) -> Process | None:
         gids=numbers(values, "Gid"),
         groups=numbers(values, "Groups"),
         threads=_threads(pid),
-        namespaces=read_namespaces(pid),
+        namespaces=namespaces,
         cgroups=tuple(read_text(f"/proc/{pid}/cgroup").splitlines()),
         tracer=number(values, "TracerPid"),
         seccomp=number(values, "Seccomp"),
         no_new_privs=number(values, "NoNewPrivs") == 1,
         memory=_memory(values),
-        files=read_files(pid),
-        maps=maps.read(pid),
+        files=files.read_files(pid, namespaces.get("mnt", 0)),
+        maps=files.read_maps(pid),
     )

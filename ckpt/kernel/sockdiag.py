@@ -48,7 +48,8 @@ def read_sockets(processes: Sequence[Process]) -> tuple[Socket, ...]:
     owners: dict[int, list[Owner]] = {}
     for process in processes:
         for file in process.files:
-            if file.kind is FileKind.SOCKET:
+            # a unix socket's name opened with O_PATH is no socket but a file
+            if file.kind is FileKind.SOCKET and not file.flags & os.O_PATH:
                 owners.setdefault(file.inode, []).append(Owner(pid=process.pid, fd=file.fd, ns_pid=process.ns_pid))
     reader = _Reader()
     with reader:
@@ -167,6 +168,7 @@ class _Reader:
             peer=entry.peer,
             backlog=entry.send_queue if listening else None,
             accept_queue=entry.receive_queue if listening else None,
+            pending=entry.pending,
             receive_queue=0 if listening else entry.receive_queue,
             send_queue=0 if listening else entry.send_queue,
         )

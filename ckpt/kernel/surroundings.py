@@ -8,19 +8,24 @@ something wrong.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from ckpt.kernel import diag, sockdiag, syscalls
 from ckpt.kernel import netns as namespaces
-from ckpt.kernel import sockdiag, syscalls
 from ckpt.kernel.files import read_link
 from ckpt.kernel.procfs import read_namespaces, read_stat, read_text
 from ckpt.model.process import FileKind, GroupFacts, Holder, Isolation, OpenFile, OutsideEnd, Process, SysvIpc
 from ckpt.model.socket import Socket
 
 PTMX = "5:2"
+STUCK_LOOKS = 4
+STUCK_SECONDS = 0.4
+"""A thread that is seen in uninterruptible sleep this long waits for more than one disk access."""
 PTS_MAJORS = range(136, 144)
 """Slaves of pseudo-terminals: 136 to 143, 256 each (Documentation/admin-guide/devices.txt)."""
 
@@ -50,17 +55,36 @@ def read(processes: Sequence[Process], sockets: Sequence[Socket]) -> GroupFacts:
         outside=tuple(_outside(processes, sockets, foreign)),
         ipcns_is_hosts=hosts_ipc,
         sysv_ipc=_sysv(root.pid, pids if hosts_ipc else None),
+        stuck=tuple(_stuck(processes)),
     )
-    return _with_network(facts) if isolated else facts
+    return _with_network(facts) if netns else facts
 
 
 def _with_network(facts: GroupFacts) -> GroupFacts:
+    own = facts.isolation is Isolation.NETNS
     netns = namespaces.open_of(facts.root)
     try:
-        orphans = sockdiag.read_orphans(netns)
-        return dataclasses.replace(facts, accept_queue=sockdiag.accept_queue(netns), orphans=orphans)
+        with namespaces.entered(netns):
+            # /proc/sys/net shows the namespace of the thread that opens it
+            congestion = read_text("/proc/sys/net/ipv4/tcp_congestion_control").strip() or None
+        queue, orphans = (sockdiag.accept_queue(netns), sockdiag.read_orphans(netns)) if own else (0, ())
+        return dataclasses.replace(facts, accept_queue=queue, orphans=orphans, congestion=congestion)
     finally:
         os.close(netns)
+
+
+def _stuck(processes: Sequence[Process]) -> Iterator[Holder]:
+    """The threads that sleep uninterruptibly for longer than a disk takes."""
+    seen = [(process.pid, thread.tid) for process in processes for thread in process.threads if thread.state == "D"]
+    for _ in range(STUCK_LOOKS):
+        if not seen:
+            break
+        time.sleep(STUCK_SECONDS / STUCK_LOOKS)
+        seen = [(pid, tid) for pid, tid in seen if (line := read_stat(pid, tid)) is not None and line.state == "D"]
+    for pid, tid in seen:
+        line = read_stat(pid, tid)
+        if line is not None:
+            yield Holder(pid=tid, name=line.name)
 
 
 def ancestors(pid: int) -> Iterator[int]:
@@ -143,7 +167,7 @@ def _netns(pid: int) -> int:
 def _outside(processes: Sequence[Process], sockets: Sequence[Socket], foreign: _Foreign) -> Iterator[OutsideEnd]:
     files = [file for process in processes for file in process.files]
     yield from _outside_pipes(files, foreign)
-    yield from _outside_sockets(sockets, foreign)
+    yield from _outside_sockets(processes[0].pid, sockets, foreign)
     yield from _outside_terminals(processes, files, foreign)
 
 
@@ -155,15 +179,33 @@ def _outside_pipes(files: Sequence[OpenFile], foreign: _Foreign) -> Iterator[Out
             yield OutsideEnd(kind=file.kind.value, inode=inode, path=file.path, holders=holders)
 
 
-def _outside_sockets(sockets: Sequence[Socket], foreign: _Foreign) -> Iterator[OutsideEnd]:
-    own = {one.inode for one in sockets}
+def _outside_sockets(root: int, sockets: Sequence[Socket], foreign: _Foreign) -> Iterator[OutsideEnd]:
+    # a connection that still waits in a listener is held by nobody, and belongs to whoever holds the listener
+    own = {one.inode for one in sockets} | {inode for one in sockets for inode in one.pending}
+    names, listeners = _unix_peers(root)
     for one in sockets:
         sharers = foreign.holders(f"socket:[{one.inode}]")
         if sharers:
             yield OutsideEnd(kind="socket", inode=one.inode, path=one.path or "", holders=sharers)
         if one.family == "unix" and one.peer and one.peer not in own:
-            holders = foreign.holders(f"socket:[{one.peer}]")
-            yield OutsideEnd(kind="unix", inode=one.inode, path=one.path or "", peer=one.peer, holders=holders)
+            holders = foreign.holders(f"socket:[{listeners.get(one.peer, one.peer)}]")
+            # without a holder it is on its way in a message (SCM_RIGHTS), which CRIU follows
+            if holders:
+                path = names.get(one.peer) or ""
+                yield OutsideEnd(kind="unix", inode=one.inode, path=path, peer=one.peer, holders=holders)
+
+
+def _unix_peers(pid: int) -> tuple[dict[int, str | None], dict[int, int]]:
+    """Names of unix sockets, and listener by waiting connection, in the namespace of ``pid`` and in ckpt's own."""
+    names: dict[int, str | None] = {}
+    listeners: dict[int, int] = {}
+    with contextlib.ExitStack() as stack:
+        for fd in (namespaces.open_own(), namespaces.open_of(pid)):
+            stack.callback(os.close, fd)
+            for entry in diag.unix_sockets(fd):
+                names[entry.inode] = entry.name
+                listeners.update(dict.fromkeys(entry.pending, entry.inode))
+    return names, listeners
 
 
 def _outside_terminals(

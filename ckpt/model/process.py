@@ -32,6 +32,19 @@ class FileKind(enum.StrEnum):
     OTHER = "other"
 
 
+class MountPlace(enum.StrEnum):
+    """Where the mount is that a file was opened through.
+
+    ``INSIDE``: among the mounts its process sees. ``OUTSIDE``: it is not, but its file system is mounted somewhere
+    that ckpt sees, as when a program is given its standard streams by a parent in another mount namespace.
+    ``INTERNAL``: the kernel's own, mounted nowhere (pipes, sockets, memfds, POSIX message queues, secret memory).
+    """
+
+    INSIDE = "inside"
+    OUTSIDE = "outside"
+    INTERNAL = "internal"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileLock:
     """One lock on a file. ``kind`` and ``access`` are the words of ``/proc/locks`` (POSIX, FLOCK, OFDLCK, LEASE)."""
@@ -65,6 +78,7 @@ class OpenFile:
     special: str | None = None
     size: int = 0
     deleted: bool = False
+    mount: MountPlace = MountPlace.INSIDE
     info: Mapping[str, str] = field(default_factory=dict)
     locks: tuple[FileLock, ...] = ()
 
@@ -100,12 +114,16 @@ class Executable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thread:
-    """One thread; the first of a process has the process's own id. ``ns_ids`` as ``Process.ns_pids``."""
+    """One thread; the first of a process has the process's own id. ``ns_ids`` as ``Process.ns_pids``.
+
+    ``own_namespaces`` names the namespaces in which it is not where its process is.
+    """
 
     tid: int
     name: str
     state: str
     ns_ids: tuple[int, ...] = ()
+    own_namespaces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,8 +212,8 @@ class OutsideEnd:
 
     ``kind`` is ``pipe``, ``fifo``, ``socket`` (the very socket is held outside too), ``unix`` (its other end is) or
     ``tty``. ``inode`` is the group's own object: the pipe, its socket, or the number of the terminal. ``peer`` is the
-    inode of the unix socket at the other end. For a unix socket whose other end nobody holds (a connection that waits
-    in a listener outside), and for a terminal whose master is not to be seen, ``holders`` is empty.
+    inode of the unix socket at the other end, and ``path`` its name. ``holders`` is empty for a terminal whose
+    master nobody holds or nobody that ckpt sees.
     """
 
     kind: str
@@ -224,7 +242,8 @@ class GroupFacts:
     ``netns`` is the inode of the root task's network namespace; ``netns_sharers`` are the processes in it that are
     not of the group, ``netns_pins`` the mounts that keep it (``/run/netns/NAME``). ``accept_queue`` counts the
     connections that wait in accept queues or are half open there; ``orphans`` are its connections that a program has
-    closed and that still have data or a FIN to deliver.
+    closed and that still have data or a FIN to deliver; ``congestion`` is the algorithm that new sockets get there.
+    ``stuck`` are the group's threads that were in uninterruptible sleep each time they were looked at.
     """
 
     root: int
@@ -244,6 +263,8 @@ class GroupFacts:
     sysv_ipc: tuple[SysvIpc, ...] = ()
     accept_queue: int = 0
     orphans: tuple[Socket, ...] = ()
+    congestion: str | None = None
+    stuck: tuple[Holder, ...] = ()
 
     @property
     def pids(self) -> frozenset[int]:

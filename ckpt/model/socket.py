@@ -62,7 +62,8 @@ class Socket:
     ``remote`` are of inet sockets, ``path`` of unix ones (an abstract name begins with ``@``), ``peer`` the inode at
     the other end of a unix connection (0: none). ``backlog`` and ``accept_queue`` are of listeners. The queues are
     bytes, memory the kernel accounts for them where it does not say bytes (UDP, packet, netlink). ``device`` is what
-    SO_BINDTODEVICE names.
+    SO_BINDTODEVICE names, ``groups`` are the multicast groups it has joined. ``pending`` are the inodes of the unix
+    connections that wait in a listener.
     """
 
     inode: int
@@ -78,9 +79,10 @@ class Socket:
     peer: int = 0
     backlog: int | None = None
     accept_queue: int | None = None
+    pending: tuple[int, ...] = ()
     receive_queue: int = 0
     send_queue: int = 0
-    multicast: bool = False
+    groups: tuple[str, ...] = ()
     options: SocketOptions = SocketOptions()
     owners: tuple[Owner, ...] = ()
 
