@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ckpt.dump import dump_group
     from ckpt.errors import CkptError
     from ckpt.model.finding import Finding
     from ckpt.model.groupspec import GroupSpec
@@ -26,6 +27,7 @@ __all__ = [
     "GroupEntry",
     "GroupSpec",
     "__version__",
+    "dump_group",
     "group",
     "groups",
     "run_group",
@@ -44,6 +46,7 @@ _HOMES = {
     "groups": ("ckpt.registry", "entries"),
     "run_group": ("ckpt.run", "run_group"),
     "start_group": ("ckpt.run", "start_group"),
+    "dump_group": ("ckpt.dump", "dump_group"),
     "stop_group": ("ckpt.stop", "stop_group"),
 }
 

@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ckpt.errors import ExistsError, NotFoundError, PermissionDeniedError, StorageError
+from ckpt.kernel.procfs import read_stat
 
 # The depth to which this process holds the lock: `add` locks for itself, and `run` locks round several steps. The
 # lock of the file is the process's, so that its threads take turns by one of their own.
@@ -107,13 +108,8 @@ def state_dir() -> Path:
 
 def start_time(pid: int) -> int | None:
     """When task ``pid`` started, in clock ticks after boot; None when there is no such task or it is a zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The second field is the name in parentheses, which may itself hold spaces and parentheses.
-    rest = stat[stat.rindex(b")") + 2 :].split()
-    return None if rest[0] in (b"Z", b"X") else int(rest[19])
+    stat = read_stat(pid)
+    return None if stat is None or stat.state in ("Z", "X") else stat.start_time
 
 
 def alive(pid: int, started: int) -> bool:
@@ -232,7 +228,7 @@ class Operation:
         self._store()
 
     def abandon(self) -> None:
-        """Leave the file behind: something that it names could not be taken away."""
+        """Let the file stay: something that it names is still there."""
         self._abandoned = True
 
     def __enter__(self) -> Self:

@@ -11,9 +11,9 @@ import os
 import select
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 from ckpt.kernel import syscalls
+from ckpt.kernel.proc import tree_pids
 
 
 def end_tree(root: int, *, timeout: float) -> str | None:
@@ -36,18 +36,9 @@ def end_tree(root: int, *, timeout: float) -> str | None:
         return used.name
 
 
-def descendants(root: int) -> list[int]:
+def descendants(root: int) -> tuple[int, ...]:
     """Every process below ``root``, parents first."""
-    found: list[int] = []
-    above = [root]
-    while above:
-        pid = above.pop()
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                below = [int(child) for child in children.read_text().split()]
-                found += below
-                above += below
-    return found
+    return tree_pids(root)[1:]
 
 
 def wait_gone(pidfd: int, timeout: float | None) -> bool:

@@ -7,22 +7,16 @@ use. Links are asked for by netlink, because sysfs may show another namespace th
 from __future__ import annotations
 
 import errno
-import socket
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ckpt.errors import NetworkError
-from ckpt.kernel import netlink
+from ckpt.kernel import rtnl_links, rtnl_routes
 from ckpt.kernel.netlink import KernelRefusal, Netlink
+from ckpt.model.network import Address, Link
 
-# include/uapi/linux/rtnetlink.h and if_link.h
-_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_GETADDR = 16, 17, 18, 22
-_IFLA_IFNAME, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_INFO_KIND = 3, 10, 18, 1
-_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_IFLA_MASTER = 10
 _IFF_UP = 1
-_IFINFO = struct.Struct("=BxHiII")
-_IFADDR = struct.Struct("=BBBBi")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,31 +38,24 @@ def find(ifname: str) -> OutsideLink | None:
 def links() -> Iterator[OutsideLink]:
     """Every link of the caller's namespace."""
     with Netlink() as kernel:
-        for _, body in kernel.dump(_RTM_GETLINK, _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-            _, _, ifindex, flags, _ = _IFINFO.unpack_from(body)
-            found = netlink.parse(body, _IFINFO.size)
-            info = netlink.parse(found.get(_IFLA_LINKINFO, b""))
-            yield OutsideLink(
-                ifname=netlink.text(found[_IFLA_IFNAME]),
-                ifindex=ifindex,
-                kind=netlink.text(info.get(_IFLA_INFO_KIND, b"")),
-                master=netlink.number(found.get(_IFLA_MASTER, b"")),
-                up=bool(flags & _IFF_UP),
-            )
+        found = rtnl_links.read_raw(kernel)
+    for raw in found.values():
+        yield OutsideLink(
+            ifname=raw.ifname,
+            ifindex=raw.index,
+            kind=raw.kind,
+            master=raw.integer(_IFLA_MASTER),
+            up=bool(raw.flags & _IFF_UP),
+        )
 
 
-def addresses() -> tuple[tuple[str, str], ...]:
-    """Every address of the caller's namespace, without prefix length, each after the name of its link."""
+def addresses() -> tuple[Address, ...]:
+    """Every address of the caller's namespace."""
     names = {link.ifindex: link.ifname for link in links()}
-    found = []
     with Netlink() as kernel:
-        for _, body in kernel.dump(_RTM_GETADDR, _IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-            ifindex = _IFADDR.unpack_from(body)[4]
-            values = netlink.parse(body, _IFADDR.size)
-            local = values.get(_IFA_LOCAL) or values.get(_IFA_ADDRESS, b"")
-            if local:
-                found.append((names.get(ifindex, str(ifindex)), netlink.ip_text(local)))
-    return tuple(found)
+        found = kernel.dump(rtnl_routes.RTM_GETADDR, rtnl_routes.ADDRESS.pack(0, 0, 0, 0, 0))
+    known = (body for _, body in found if rtnl_routes.ADDRESS.unpack_from(body)[4] in names)
+    return tuple(rtnl_routes.decode_address(body, names) for body in known)
 
 
 def ports(bridge: str) -> tuple[str, ...]:
@@ -77,14 +64,20 @@ def ports(bridge: str) -> tuple[str, ...]:
     return () if master is None else tuple(link.ifname for link in links() if link.master == master.ifindex)
 
 
+def is_in_use(bridge: str) -> bool:
+    """Whether ``bridge`` has ports, or somebody gave it an address."""
+    own = (address for address in addresses() if address.ifname == bridge and address.scope != "link")
+    return bool(ports(bridge)) or next(own, None) is not None
+
+
 def ensure_bridge(ifname: str) -> bool:
     """A bridge called ``ifname``, up; whether it was made now."""
-    info = netlink.nested(_IFLA_LINKINFO, netlink.attribute(_IFLA_INFO_KIND, netlink.string("bridge")))
-    payload = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, _IFF_UP, _IFF_UP)
-    payload += netlink.attribute(_IFLA_IFNAME, netlink.string(ifname)) + info
     try:
         with Netlink() as kernel:
-            kernel.request(_RTM_NEWLINK, payload, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
+            rtnl_links.make(kernel, Link(ifname=ifname, kind="bridge"))
+            link = find(ifname)
+            if link is not None:
+                rtnl_links.set_up(kernel, link.ifindex)
     except KernelRefusal as error:
         if error.errno == errno.EEXIST:
             return False
@@ -104,7 +97,7 @@ def delete(ifname: str) -> bool:
         return False
     try:
         with Netlink() as kernel:
-            kernel.request(_RTM_DELLINK, _IFINFO.pack(socket.AF_UNSPEC, 0, link.ifindex, 0, 0))
+            rtnl_links.delete(kernel, link.ifindex)
     except KernelRefusal as error:
         # The other end's namespace may take it away at this very moment.
         if error.errno == errno.ENODEV:

@@ -22,13 +22,14 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 from ckpt.errors import CkptError, NotFoundError, PermissionDeniedError, UnsupportedError
 from ckpt.kernel import syscalls
+from ckpt.kernel.proc import children
+from ckpt.kernel.procfs import read_stat
 
-# include/linux/sched.h, PF_FORKNOEXEC: forked, but did not exec yet. The flags are the 9th field of /proc/PID/stat.
+# include/linux/sched.h, PF_FORKNOEXEC: forked, but did not exec yet.
 _FORKED_NOT_EXECUTED = 0x40
 
 _POLL_SECONDS = 0.003
@@ -167,24 +168,14 @@ def _wait_until_command_runs(pid: int) -> int | None:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return status
-        if any(_has_executed(child) for child in _children(pid)):
+        if any(_has_executed(child) for child in children(pid)):
             return None
         time.sleep(_POLL_SECONDS)
 
 
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
 def _has_executed(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return False
-    return not int(stat[stat.rindex(b")") + 2 :].split()[6]) & _FORKED_NOT_EXECUTED
+    stat = read_stat(pid)
+    return stat is not None and not stat.flags & _FORKED_NOT_EXECUTED
 
 
 def _send(report: int, word: str, value: int) -> None:

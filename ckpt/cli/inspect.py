@@ -1,0 +1,191 @@
+"""``ckpt inspect``: what an image holds, for a reader as tables and for a program as JSON."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ckpt.cli import render
+from ckpt.cli.options import common, settings
+
+if TYPE_CHECKING:
+    from ckpt.image import FileInfo, Header
+    from ckpt.model.checkpoint import Checkpoint, Group
+    from ckpt.model.network import Link, Network, Route
+    from ckpt.model.process import Process
+    from ckpt.model.socket import Socket
+
+_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp", 262: "mptcp"}
+
+# Many small files of CRIU's say nothing to a reader; the largest tell where the size comes from.
+_FILES_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """An image as it is shown. ``size`` is the image's, ``raw`` that of CRIU's files before compression."""
+
+    path: Path
+    size: int
+    raw: int
+    header: Header
+    checkpoint: Checkpoint
+    files: tuple[FileInfo, ...]
+
+
+@click.command(name="inspect")
+@click.argument("image", type=click.Path(path_type=Path))
+@common
+def command(image: Path) -> None:
+    """Show what IMAGE holds: the group, its processes, sockets, links, addresses and routes, and sizes.
+
+    Only the index and the records are read; `ckpt verify` reads all of it.
+    """
+    content = read(image)
+    if settings().json:
+        render.emit(content)
+        return
+    _summary(content)
+    _processes(content.checkpoint.processes)
+    _sockets(content.checkpoint.sockets)
+    if content.checkpoint.network is not None:
+        _network(content.checkpoint.network)
+    _files(content.files)
+
+
+def read(image: Path) -> Content:
+    """What the image says of itself."""
+    from ckpt.image import Reader
+    from ckpt.model import checkpoint
+    from ckpt.model.host import HostFacts
+    from ckpt.model.network import Network
+
+    with Reader(image) as reader:
+        found = checkpoint.Checkpoint(
+            group=reader.section("group", checkpoint.Group),
+            source=reader.section("source", HostFacts),
+            processes=reader.section("processes", checkpoint.Processes).processes,
+            sockets=reader.section("sockets", checkpoint.Sockets).sockets,
+            network=reader.section("network", Network) if "network" in reader.sections else None,
+            criu=reader.section("criu", checkpoint.CriuNotes),
+        )
+        files = tuple(reader.files.values())
+        raw = sum(file.length for file in files)
+        return Content(path=image, size=reader.size, raw=raw, header=reader.header, checkpoint=found, files=files)
+
+
+def _summary(content: Content) -> None:
+    group, source, header = content.checkpoint.group, content.checkpoint.source, content.header
+    criu = ".".join(map(str, source.criu))
+    lines = {
+        "group": f"{group.name}: {shlex.join(group.command)}",
+        "isolation": _isolation(group),
+        "source": f"{source.hostname}, Linux {source.kernel}, {source.machine}, CRIU {criu}",
+        "dumped": f"{render.moment(header.created)}, by ckpt {header.ckpt}",
+        "image": f"{render.size(content.size)}, {render.size(content.raw)} before compression, id {header.id}",
+        "connections": str(group.connections),
+    }
+    width = max(map(len, lines))
+    for key, value in lines.items():
+        click.echo(f"{key:<{width}}  {render.printable(value)}")
+    click.echo()
+
+
+def _isolation(group: Group) -> str:
+    own = [group.isolation.value] + (["pid namespace"] if group.pid_namespace else [])
+    return ", ".join(own)
+
+
+def _processes(processes: Sequence[Process]) -> None:
+    names = {process.pid: process.ns_pid for process in processes}
+    rows = [
+        (
+            process.ns_pid,
+            names.get(process.ppid, 0),
+            process.name,
+            len(process.threads),
+            len(process.files),
+            render.size(process.memory.private),
+            shlex.join(process.cmdline),
+        )
+        for process in processes
+    ]
+    render.table((">PID", ">PPID", "NAME", ">THREADS", ">FILES", ">MEMORY", "COMMAND"), rows, title="processes")
+
+
+def _sockets(sockets: Sequence[Socket]) -> None:
+    rows = [
+        (
+            _protocol(socket),
+            socket.state,
+            socket.local or socket.path or "",
+            socket.remote or "",
+            socket.receive_queue,
+            socket.send_queue,
+            " ".join(f"{owner.ns_pid}/{owner.fd}" for owner in socket.owners),
+        )
+        for socket in sockets
+    ]
+    if rows:
+        columns = ("PROTOCOL", "STATE", "LOCAL", "REMOTE", ">RECV-Q", ">SEND-Q", "PID/FD")
+        render.table(columns, rows, title="sockets")
+
+
+def _protocol(socket: Socket) -> str:
+    if not socket.is_inet:
+        return f"{socket.family} {socket.type}"
+    name = _PROTOCOLS.get(socket.protocol, str(socket.protocol))
+    return f"{name}6" if socket.family == "inet6" else name
+
+
+def _network(network: Network) -> None:
+    links = [(_link(link), link.kind, link.mac or "", link.mtu, " ".join(link.flags)) for link in network.links]
+    render.table(("LINK", "KIND", "MAC", ">MTU", "FLAGS"), links, title="links")
+    addresses = [(item.ifname, item.address, item.scope, " ".join(item.flags)) for item in network.addresses]
+    if addresses:
+        render.table(("LINK", "ADDRESS", "SCOPE", "FLAGS"), addresses, title="addresses")
+    routes = [(_destination(route), _hops(route), route.table, route.priority or "") for route in network.routes]
+    if routes:
+        render.table(("ROUTE", "BY", ">TABLE", ">METRIC"), routes, title="routes")
+    others: Mapping[str, int] = {
+        "rules": len(network.rules),
+        "neighbours": len(network.neighbours),
+        "sysctls": len(network.sysctls),
+        "nftables": len(network.nftables),
+        "conntrack entries": len(network.conntrack),
+    }
+    click.echo("also: " + ", ".join(f"{count} {what}" for what, count in others.items() if count))
+    click.echo()
+
+
+def _link(link: Link) -> str:
+    other = link.counterpart
+    return link.ifname if other is None else f"{link.ifname}@{other.ifname or other.ifindex}"
+
+
+def _destination(route: Route) -> str:
+    shown = "default" if route.destination in ("0.0.0.0/0", "::/0") else route.destination
+    return shown if route.type == "unicast" else f"{route.type} {shown}"
+
+
+def _hops(route: Route) -> str:
+    hops = [(route.gateway, route.ifname), *((hop.gateway, hop.ifname) for hop in route.nexthops)]
+    words = [
+        " ".join(filter(None, (gateway and f"via {gateway}", ifname and f"dev {ifname}"))) for gateway, ifname in hops
+    ]
+    return ", ".join(filter(None, words))
+
+
+def _files(files: Sequence[FileInfo]) -> None:
+    largest = sorted(files, key=lambda file: file.length, reverse=True)
+    rows = [(file.name, render.size(file.length), render.size(file.stored)) for file in largest[:_FILES_SHOWN]]
+    rest = largest[_FILES_SHOWN:]
+    if rest:
+        length, stored = sum(file.length for file in rest), sum(file.stored for file in rest)
+        rows.append((f"{len(rest)} more", render.size(length), render.size(stored)))
+    render.table(("FILE", ">SIZE", ">STORED"), rows, title="CRIU images")

@@ -1,0 +1,91 @@
+"""The network of a group that is about to start: is it free, and how is it attached.
+
+The addresses are asked for three times over: in the registry, on the host itself, and on the wire, where a machine
+that nobody here knows may answer. Only then is the bridge made, if it is not there, and the namespace filled by the
+steps that the plan finds. What may be left by a crash is written into the journal before it is made.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from ckpt import registry
+from ckpt.errors import ExistsError, NetworkError, NotFoundError
+from ckpt.kernel import apply, arp, outside, rtnl
+from ckpt.model.groupspec import GroupSpec, LinkKind, parse_address, wanted_network
+from ckpt.plan import plan_network
+from ckpt.registry import Operation
+
+_PROBE_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """What a group has in the host's namespace."""
+
+    links: tuple[str, ...] = ()
+    bridge_made: bool = False
+
+
+def require_addresses_free(spec: GroupSpec) -> None:
+    """ExistsError (``address-in-use``) that says who has an address of the group."""
+    if spec.link is None:
+        return
+    link = outside.find(spec.link)
+    if spec.kind is LinkKind.VETH and link is not None and link.kind != "bridge":
+        raise NetworkError(
+            f"{spec.link} is not a bridge",
+            code="link-not-bridge",
+            details=f"it is a link of kind {link.kind or 'physical'}",
+            hint="name a bridge, or attach to this link by --kind macvlan",
+        )
+    if spec.kind is LinkKind.MACVLAN and link is None:
+        raise NotFoundError(
+            f"there is no link {spec.link}", code="link-missing", hint="`ip link` lists those of the host"
+        )
+    for text in spec.addresses:
+        address = parse_address(text).ip
+        owner = _group_with(address, spec.link) or _host_link_with(address)
+        if owner is None and link is not None and link.up:
+            mac = arp.probe(None, spec.link, str(address), _PROBE_SECONDS)
+            owner = f"{mac} on {spec.link}" if mac else None
+        if owner is not None:
+            raise ExistsError(
+                f"the address {address} is in use",
+                code="address-in-use",
+                details=f"by {owner}",
+                hint="give the group another --address",
+            )
+
+
+def attach(spec: GroupSpec, namespace: int, operation: Operation, undo: ExitStack) -> Attachment:
+    """Fill the namespace of the group as ``spec`` asks; undone by ``undo``."""
+    outside_ifname = f"ckpt{secrets.token_hex(4)}"
+    links: tuple[str, ...] = ()
+    bridge_made = False
+    if spec.link is not None and spec.kind is LinkKind.VETH:
+        links = (outside_ifname,)
+        bridge_made = outside.find(spec.link) is None
+        operation.note(links=links, bridge=spec.link if bridge_made else None)
+        if bridge_made:
+            undo.callback(outside.delete, spec.link)
+            outside.ensure_bridge(spec.link)
+    apply.apply(namespace, plan_network(wanted_network(spec, outside_ifname), rtnl.read_network(namespace)), undo)
+    shared = any(other.bridge == spec.link and other.bridge_made for other in registry.entries())
+    return Attachment(links=links, bridge_made=bridge_made or (bool(links) and shared))
+
+
+def _group_with(address: ipaddress.IPv4Address | ipaddress.IPv6Address, link: str) -> str | None:
+    for entry in registry.entries():
+        here = entry.alive and link in (entry.bridge, entry.parent)
+        if here and any(ipaddress.ip_interface(text).ip == address for text in entry.addresses):
+            return f"the group {entry.name}"
+    return None
+
+
+def _host_link_with(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str | None:
+    found = (item.ifname for item in outside.addresses() if ipaddress.ip_interface(item.address).ip == address)
+    return next((f"this host, on {ifname}" for ifname in found), None)

@@ -1,0 +1,65 @@
+"""``ckpt stop``: end a group, and take away what it had on this host outside of its namespaces.
+
+The namespaces go with the last process. What is ours outside of them is the host's end of each link, a bridge that
+ckpt made and that nobody uses any more, and the entry in the registry; the log stays. A dump that took a group away
+and a group that ended by itself leave the same things, so both end here as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ckpt import registry
+from ckpt.kernel import ending, outside
+from ckpt.registry import GroupEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cleared:
+    """What was taken away: links of the host, and the bridge when it was ours and unused."""
+
+    links: tuple[str, ...] = ()
+    bridge: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopReport:
+    """How a group was stopped: the ``signal`` that ended it, None when it had exited, and what was taken away."""
+
+    name: str
+    signal: str | None
+    links: tuple[str, ...] = ()
+    bridge: str | None = None
+
+
+def stop_group(name: str, *, timeout: float = 10.0) -> StopReport:
+    """End the group called ``name``: SIGTERM, and SIGKILL after ``timeout`` seconds (0: at once)."""
+    entry = registry.get(name)
+    used = ending.end_tree(entry.pid, timeout=timeout) if entry.alive else None
+    cleared = clear(entry)
+    return StopReport(name=name, signal=used, links=cleared.links, bridge=cleared.bridge)
+
+
+def clear(entry: GroupEntry) -> Cleared:
+    """Forget a group that has ended and remove its links from the host; does nothing twice, and nothing to others.
+
+    A group that was dumped and restored meanwhile under the same name has another PID, and is left alone.
+    """
+    with registry.locked():
+        known = registry.find(entry.name)
+        if known is None or (known.pid, known.start_time) != (entry.pid, entry.start_time):
+            return Cleared()
+        links = tuple(link for link in entry.links if outside.delete(link))
+        registry.remove(entry.name)
+        return Cleared(links=links, bridge=entry.bridge if _release_bridge(entry) else None)
+
+
+def _release_bridge(entry: GroupEntry) -> bool:
+    """Remove the group's bridge when ckpt made it and nobody uses it; whoever still does inherits the duty."""
+    if entry.bridge is None or not entry.bridge_made:
+        return False
+    heir = next((other for other in registry.entries() if other.bridge == entry.bridge), None)
+    if heir is not None:
+        registry.add(replace(heir, bridge_made=True), replace=True)
+        return False
+    return not outside.is_in_use(entry.bridge) and outside.delete(entry.bridge)
