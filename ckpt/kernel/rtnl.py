@@ -122,6 +122,13 @@ def read_addresses(connection: Netlink, names: Mapping[int, str]) -> tuple[Addre
     return tuple(found)
 
 
+def has_tentative(connection: Netlink) -> bool:
+    """Whether duplicate address detection has not ended for an address of a link."""
+    request = rtnl_routes.ADDRESS.pack(rtnl_routes.INET[6], 0, 0, 0, 0)
+    messages = connection.dump(rtnl_routes.RTM_GETADDR, request)
+    return any(rtnl_routes.is_tentative(body) for kind, body in messages if kind == rtnl_routes.RTM_NEWADDR)
+
+
 def read_routes(connection: Netlink, names: Mapping[int, str], unread: list[Unread]) -> tuple[Route, ...]:
     """All routes of all tables, those that the kernel made by itself included."""
     found: list[Route] = []

@@ -30,6 +30,16 @@ def _integer(size: int, order: str = "host") -> Codec:
     return Codec(lambda value: str(layout.unpack(value)[0]), lambda value: layout.pack(int(value)))
 
 
+def _names(names: Mapping[int, str]) -> Codec:
+    """A number of four bytes that is known by names; one without a name stays a number."""
+    numbers = {name: value for value, name in names.items()}
+
+    def decode(value: bytes) -> str:
+        return names.get(netlink.number(value), str(netlink.number(value)))
+
+    return Codec(decode, lambda text: netlink.u32(numbers[text] if text in numbers else int(text)))
+
+
 def _vlan_flags(value: bytes) -> str:
     return str(struct.unpack("=II", value)[0])
 
@@ -178,7 +188,7 @@ _VLAN: Table = {
 }
 
 _MACVLAN: Table = {
-    1: ("mode", U32),
+    1: ("mode", _names({1: "private", 2: "vepa", 4: "bridge", 8: "passthru", 16: "source"})),
     2: ("flags", U16),
     5: ("macaddr_data", Codec(_mac_list, _mac_list_bytes)),
     6: ("macaddr_count", None),

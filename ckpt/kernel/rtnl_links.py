@@ -106,6 +106,11 @@ class RawLink:
         return "loopback" if self.type == _ARPHRD_LOOPBACK else text(self.info.get(_INFO_KIND, b""))
 
     @property
+    def link(self) -> int:
+        """The index of its counterpart, in whichever namespace that is."""
+        return self.integer(_IFLA_LINK)
+
+    @property
     def master(self) -> int:
         """The index of its master, 0 for none."""
         return self.integer(_IFLA_MASTER)
@@ -271,7 +276,8 @@ def _creation(link: Link | Counterpart) -> bytes:
     parts = []
     if link.ifname:
         parts.append(attribute(_IFLA_IFNAME, string(link.ifname)))
-    if link.mac:
+    # A bridge that is given an address keeps it; one that is not follows its ports.
+    if link.mac and link.kind != "bridge":
         parts.append(attribute(_IFLA_ADDRESS, netlink.mac_bytes(link.mac)))
     if link.mtu:
         parts.append(attribute(_IFLA_MTU, u32(link.mtu)))
@@ -343,6 +349,11 @@ def set_flags(connection: Netlink, ifindex: int, flags: Iterable[str], *, but: I
 def set_up(connection: Netlink, ifindex: int) -> None:
     """Bring a link up."""
     connection.request(RTM_NEWLINK, _HEADER.pack(0, 0, ifindex, _FLAGS["up"], _FLAGS["up"]))
+
+
+def touch(connection: Netlink, ifindex: int) -> None:
+    """Change nothing of a link; returns when every change that was under way has been made."""
+    connection.request(RTM_NEWLINK, _header(ifindex))
 
 
 def enslave(connection: Netlink, ifindex: int, master: int) -> None:

@@ -57,7 +57,8 @@ _ADDRESS_FLAGS = {
     "stable-privacy": 0x800,
 }
 # deprecated follows from the lifetime; the others the kernel takes from nobody (inet6_rtm_newaddr's mask).
-UNSETTABLE_ADDRESS_FLAGS = frozenset({"temporary", "dadfailed", "deprecated", "stable-privacy"})
+UNSETTABLE_ADDRESS_FLAGS = frozenset({"temporary", "dadfailed", "deprecated", "optimistic", "stable-privacy"})
+_IFA_F_TENTATIVE = 0x40
 
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 2, 4, 5, 6, 7
 _RTA_METRICS, _RTA_MULTIPATH, _RTA_FLOW, _RTA_CACHEINFO, _RTA_TABLE, _RTA_VIA = 8, 9, 11, 12, 15, 18
@@ -138,6 +139,11 @@ def decode_address(body: bytes, names: Mapping[int, str]) -> Address:
         metric=number(found.get(_IFA_RT_PRIORITY, b"")),
         protocol=number(found.get(_IFA_PROTO, b"")),
     )
+
+
+def is_tentative(body: bytes) -> bool:
+    """Whether the address of one RTM_NEWADDR is tentative."""
+    return bool(number(parse(body, ADDRESS.size).get(_IFA_FLAGS, b"")) & _IFA_F_TENTATIVE)
 
 
 def encode_address(address: Address, indices: Mapping[str, int]) -> bytes:

@@ -1,0 +1,281 @@
+"""Carry out the steps of a plan in a namespace.
+
+Each step is one function. What it makes inside the namespace needs no undo, because the namespace goes with its last
+descriptor; what it makes outside (the host's end of a veth) is undone by the caller's stack. A refusal of the kernel
+becomes a NetworkError that names the object and carries the kernel's own words. The host's namespace is touched only
+by name and only for a link's counterpart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+from ckpt import plan
+from ckpt.errors import NetworkError
+from ckpt.kernel import conntrack, nft, rtnl, rtnl_links, rtnl_routes, sysctl, tun
+from ckpt.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, KernelRefusal, Netlink
+from ckpt.kernel.rtnl_links import LinkReader, RawLink
+from ckpt.model.network import Address, Link, Place, Route
+
+_SETTLING = 5.0
+
+
+def apply(netns: int, steps: Sequence[plan.Step], undo: ExitStack) -> None:
+    """Carry out ``steps`` in ``netns``; what they make outside is undone by ``undo``.
+
+    Raises NetworkError that names the object.
+    """
+    with Netlink(netns=netns) as inside, Netlink() as outside:
+        _Applier(netns, inside, outside, undo).run(steps)
+
+
+@contextlib.contextmanager
+def _naming(code: str, subject: str, verb: str = "make") -> Iterator[None]:
+    try:
+        yield
+    except KernelRefusal as error:
+        raise NetworkError(f"cannot {verb} the {subject}", code=code, details=error.strerror) from error
+
+
+class _Applier:
+    def __init__(self, netns: int, inside: Netlink, outside: Netlink, undo: ExitStack) -> None:
+        self._netns = netns
+        self._inside = inside
+        self._outside = outside
+        self._undo = undo
+        self._indices: dict[str, int] = {}
+
+    def run(self, steps: Sequence[plan.Step]) -> None:
+        self._learn_indices()
+        for step in steps:
+            match step:
+                case plan.WriteSysctls():
+                    sysctl.write(self._netns, step.values)
+                case plan.MakeLink():
+                    self._make_link(step.link, step.peer)
+                case plan.PlaceCounterpart():
+                    self._place_counterpart(step.link)
+                case plan.Enslave():
+                    with _naming("link-master", f"link {step.ifname} a port of {step.master}"):
+                        rtnl_links.enslave(self._inside, self._indices[step.ifname], self._indices[step.master])
+                case plan.AdjustLinks():
+                    self._adjust_links(step.links)
+                case plan.BringUp():
+                    self._bring_up(step.link)
+                case plan.SetAddresses():
+                    self._set_addresses(step)
+                case plan.SetRoutes():
+                    self._set_routes(step)
+                case plan.SetRules():
+                    self._set_rules(step)
+                case plan.SetNeighbours():
+                    self._set_neighbours(step)
+                case plan.LoadNftables():
+                    nft.load(self._netns, step.tables)
+                case plan.CreateConntrack():
+                    conntrack.create_entries(self._netns, step.entries)
+                case plan.SettleSysctls():
+                    self._settle_sysctls(step)
+
+    # ---- links ----------------------------------------------------------------------------------------------------
+
+    def _learn_indices(self) -> dict[int, RawLink]:
+        raw = rtnl_links.read_raw(self._inside)
+        self._indices = {link.ifname: index for index, link in raw.items()}
+        return raw
+
+    def _names(self) -> dict[int, str]:
+        return {index: ifname for ifname, index in self._indices.items()}
+
+    def _make_link(self, link: Link, peer: Link | None) -> None:
+        other = link.counterpart
+        with _naming("link-refused", f"link {link.ifname} of kind {link.kind}"):
+            if link.kind == "tun":
+                tun.make(self._netns, link)
+            elif other is None or other.place is Place.INSIDE:
+                lower = 0 if peer is not None or other is None else self._indices[other.ifname]
+                rtnl_links.make(self._inside, link, lower=lower, peer=peer)
+            elif link.kind == "veth":
+                # The host chooses the index of its own end.
+                rtnl_links.make(self._outside, link, netns=self._netns, peer=replace(other, ifindex=0))
+            else:
+                lower = self._outside_index(other.ifname, f"the link {link.ifname} stands on it")
+                rtnl_links.make(self._outside, link, netns=self._netns, lower=lower)
+        self._learn_indices()
+
+    def _outside_index(self, ifname: str, why: str) -> int:
+        for index, raw in rtnl_links.read_raw(self._outside).items():
+            if raw.ifname == ifname:
+                return index
+        raise NetworkError(
+            f"there is no link {ifname} here",
+            code="link-missing",
+            details=why,
+            hint="make it, or name another that takes its place",
+        )
+
+    def _place_counterpart(self, link: Link) -> None:
+        other = link.counterpart
+        if other is None:
+            return
+        raw = rtnl_links.read_raw(self._inside)[self._indices[link.ifname]]
+        index = raw.link
+        self._undo.callback(self._delete_outside, index, rtnl_links.read_raw(self._outside)[index].ifname)
+        with _naming("link-refused", f"outside end of {link.ifname}, {other.ifname},", "set up"):
+            if other.master:
+                master = self._outside_index(other.master, f"{other.ifname} is a port of it")
+                rtnl_links.enslave(self._outside, index, master)
+            for address in other.addresses:
+                if address.scope != "link":
+                    body = rtnl_routes.encode_address(address, {address.ifname: index})
+                    self._outside.request(rtnl_routes.RTM_NEWADDR, body, NLM_F_CREATE | NLM_F_REPLACE)
+            if other.up:
+                rtnl_links.set_up(self._outside, index)
+
+    def _delete_outside(self, index: int, ifname: str) -> None:
+        """Undo: the end of the pair that is in the caller's namespace goes, unless the pair has gone already."""
+        with Netlink() as outside:
+            raw = rtnl_links.read_raw(outside).get(index)
+            if raw is not None and raw.ifname == ifname and raw.kind == "veth":
+                with contextlib.suppress(KernelRefusal):
+                    rtnl_links.delete(outside, index)
+
+    def _adjust_links(self, links: Sequence[Link]) -> None:
+        now = {link.ifname: link for link in LinkReader(self._learn_indices(), caller={}, caller_nsid=-1).links()}
+        for link in links:
+            with _naming("link-refused", f"link {link.ifname}", "set up"):
+                rtnl_links.change(self._inside, now[link.ifname], link)
+
+    def _bring_up(self, link: Link) -> None:
+        with _naming("link-refused", f"link {link.ifname}", "bring up"):
+            rtnl_links.set_up(self._inside, self._indices[link.ifname])
+            if link.token:
+                rtnl_links.set_token(self._inside, self._indices[link.ifname], link.token)
+
+    # ---- what links carry -----------------------------------------------------------------------------------------
+
+    def _set_addresses(self, step: plan.SetAddresses) -> None:
+        now = rtnl.read_addresses(self._inside, self._names())
+        extra, missing = plan.difference(step.addresses, now, only=step.only)
+        for address in extra:
+            with _naming("address-refused", f"address {address.address} of {address.ifname}", "remove"):
+                self._inside.request(rtnl_routes.RTM_DELADDR, rtnl_routes.encode_address(address, self._indices))
+        for address in plan.order_addresses(missing):
+            with _naming("address-refused", f"address {address.address} of {address.ifname}", "add"):
+                body = rtnl_routes.encode_address(address, self._indices)
+                self._inside.request(rtnl_routes.RTM_NEWADDR, body, NLM_F_CREATE | NLM_F_REPLACE)
+        if any(":" in address.address for address in missing):
+            self._await_addresses(missing)
+
+    def _await_addresses(self, added: Sequence[Address]) -> None:
+        """Wait until the kernel has finished with IPv6 addresses, which it does a moment later, in a worker."""
+        deadline = time.monotonic() + _SETTLING
+        while rtnl.has_tentative(self._inside):
+            if time.monotonic() > deadline:
+                raise NetworkError(
+                    "IPv6 addresses stay tentative",
+                    code="address-tentative",
+                    details=", ".join(address.address for address in added if ":" in address.address),
+                )
+            time.sleep(0.001)
+        # The worker holds the lock that this waits for, until the address's own route is there too.
+        rtnl_links.touch(self._inside, self._indices["lo"])
+
+    def _set_routes(self, step: plan.SetRoutes) -> None:
+        now = rtnl.read_routes(self._inside, self._names(), [])
+        extra, missing = plan.difference(step.routes, now, only=step.only)
+        for route in plan.order_routes(missing):
+            with _naming("route-refused", f"route to {route.destination} in table {route.table}", "add"):
+                self._add_route(route)
+        for route in extra:
+            with _naming("route-refused", f"route to {route.destination} in table {route.table}", "remove"):
+                self._request_unless_gone(
+                    rtnl_routes.RTM_DELROUTE, rtnl_routes.encode_route(route, self._indices), errno.ESRCH
+                )
+
+    def _add_route(self, route: Route) -> None:
+        # IPv4 tells routes to one destination apart only when they are appended; for IPv6 that is the rule anyway.
+        flags = NLM_F_CREATE | (NLM_F_APPEND if route.family == 4 else 0)
+        body = rtnl_routes.encode_route(route, self._indices)
+        try:
+            self._inside.request(rtnl_routes.RTM_NEWROUTE, body, flags)
+        except KernelRefusal as error:
+            if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL) or not self._gateways(route):
+                raise
+            with self._gateways_on_link(route):
+                self._inside.request(rtnl_routes.RTM_NEWROUTE, body, flags)
+
+    @staticmethod
+    def _gateways(route: Route) -> list[tuple[str, str]]:
+        hops = [(route.gateway, route.ifname), *((hop.gateway, hop.ifname) for hop in route.nexthops)]
+        return [(gateway, ifname) for gateway, ifname in hops if gateway and ifname]
+
+    @contextlib.contextmanager
+    def _gateways_on_link(self, route: Route) -> Iterator[None]:
+        """For the time of the block, routes to the gateways: the one they were once resolved by has since gone."""
+        with ExitStack() as temporary:
+            for gateway, ifname in self._gateways(route):
+                prefix = f"{gateway}/{128 if ':' in gateway else 32}"
+                near = Route(
+                    destination=prefix, ifname=ifname, scope="global" if ":" in gateway else "link", priority=1
+                )
+                body = rtnl_routes.encode_route(near, self._indices)
+                with contextlib.suppress(KernelRefusal):
+                    self._inside.request(rtnl_routes.RTM_NEWROUTE, body, NLM_F_CREATE | NLM_F_EXCL)
+                    temporary.callback(self._request_unless_gone, rtnl_routes.RTM_DELROUTE, body, errno.ESRCH)
+            yield
+
+    def _set_rules(self, step: plan.SetRules) -> None:
+        extra, missing = plan.difference(step.rules, rtnl.read_rules(self._inside, []), only=step.only)
+        for rule in missing:
+            with _naming("rule-refused", f"IPv{rule.family} rule {rule.priority}", "add"):
+                self._inside.request(rtnl_routes.RTM_NEWRULE, rtnl_routes.encode_rule(rule), NLM_F_CREATE | NLM_F_EXCL)
+        for rule in extra:
+            with _naming("rule-refused", f"IPv{rule.family} rule {rule.priority}", "remove"):
+                self._inside.request(rtnl_routes.RTM_DELRULE, rtnl_routes.encode_rule(rule))
+
+    def _set_neighbours(self, step: plan.SetNeighbours) -> None:
+        for neighbour in step.neighbours:
+            with _naming("neighbour-refused", f"neighbour {neighbour.address} on {neighbour.ifname}", "add"):
+                body = rtnl_routes.encode_neighbour(neighbour, self._indices)
+                self._inside.request(rtnl_routes.RTM_NEWNEIGH, body, NLM_F_CREATE | NLM_F_REPLACE)
+
+    def _request_unless_gone(self, kind: int, body: bytes, gone: int) -> None:
+        try:
+            self._inside.request(kind, body)
+        except KernelRefusal as error:
+            if error.errno != gone:
+                raise
+
+    # ---- sysctls --------------------------------------------------------------------------------------------------
+
+    def _settle_sysctls(self, step: plan.SettleSysctls) -> None:
+        now = sysctl.read_all(self._netns)
+        expected = sysctl.expected(step.sysctls, now, step.mtus)
+        changed = {key: value for key, value in expected.items() if now[key] != value}
+        # stable_secret has no value to be read until it is set.
+        changed |= {key: value for key, value in step.sysctls.items() if key not in now and _has_no_template(key)}
+        modes = _take_modes(changed, self._indices)
+        sysctl.write(self._netns, changed)
+        for ifname, mode in modes.items():
+            with _naming("link-refused", f"link {ifname}", "set up"):
+                rtnl_links.set_addr_gen_mode(self._inside, self._indices[ifname], mode)
+
+
+def _has_no_template(key: str) -> bool:
+    return not sysctl.is_template(key) or key.endswith("/stable_secret")
+
+
+def _take_modes(changed: dict[str, str], indices: Mapping[str, int]) -> dict[str, int]:
+    """Take the links' ``addr_gen_mode`` out of ``changed``: written as a sysctl it would make an address at once."""
+    modes: dict[str, int] = {}
+    for key in [key for key in changed if key.endswith("/addr_gen_mode")]:
+        parts = sysctl.device_of(key)
+        if parts is not None and parts[1] in indices:
+            modes[parts[1]] = int(changed.pop(key))
+    return modes

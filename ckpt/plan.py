@@ -1,0 +1,385 @@
+"""From records to steps: what has to be done, and in which order, to make a fresh namespace equal to a ``Network``.
+
+Nothing here looks at a kernel. A step is a small record of what shall be true after it; ``kernel/apply`` makes it true.
+Steps that concern things which the kernel also makes by itself (addresses of lo, prefix routes, default rules) name
+the whole of what is wanted: what is missing is then added and, for a complete record, what is too much is taken away.
+The differences themselves are worked out here too, from what apply has read.
+
+The order: sysctls from which new links copy, with address configuration silenced; links, each after what it stands
+on; ports into their masters; what else a link keeps; links up, addresses, routes (those on the link before those
+through a gateway), rules, neighbours; the ruleset and what it tracks; and last every sysctl's own value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from ckpt.errors import UnsupportedError
+from ckpt.model.finding import Finding, Severity
+from ckpt.model.network import (
+    Address,
+    ConntrackEntry,
+    Link,
+    Neighbour,
+    Network,
+    NftTable,
+    Place,
+    Route,
+    Rule,
+    Unread,
+)
+
+KINDS = frozenset({"loopback", "veth", "bridge", "macvlan", "macvtap", "vlan", "dummy", "ifb", "tun"})
+"""The kinds of link that travel."""
+
+QUIET_NAMES: Mapping[str, str] = {"accept_dad": "0", "addr_gen_mode": "1", "accept_ra": "0"}
+"""IPv6 settings while addresses are set: no duplicate address detection, no address of the kernel's own making."""
+
+_QUIET = {
+    "net/ipv6/conf/all/accept_dad": "0",
+    **{f"net/ipv6/conf/default/{name}": value for name, value in QUIET_NAMES.items()},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteSysctls:
+    """These sysctls have these values."""
+
+    values: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeLink:
+    """``link`` is there, down; ``peer`` is the other end of a veth that has both in the namespace."""
+
+    link: Link
+    peer: Link | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceCounterpart:
+    """The outside end of the veth ``link`` stands as its counterpart says: in its bridge, with its addresses, up."""
+
+    link: Link
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enslave:
+    """The link ``ifname`` is a port of ``master``."""
+
+    ifname: str
+    master: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdjustLinks:
+    """All else that these links keep, but being up, is as recorded."""
+
+    links: tuple[Link, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BringUp:
+    """The link is up."""
+
+    link: Link
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAddresses:
+    """These addresses are there and at work; with ``only``, no others."""
+
+    addresses: tuple[Address, ...]
+    only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetRoutes:
+    """These routes are there; with ``only``, no others."""
+
+    routes: tuple[Route, ...]
+    only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetRules:
+    """These rules are there; with ``only``, no others."""
+
+    rules: tuple[Rule, ...]
+    only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetNeighbours:
+    """These permanent neighbours and proxies are there."""
+
+    neighbours: tuple[Neighbour, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadNftables:
+    """These tables are loaded."""
+
+    tables: tuple[NftTable, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateConntrack:
+    """These flows are tracked."""
+
+    entries: tuple[ConntrackEntry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettleSysctls:
+    """Every sysctl is as recorded; a link's that is not recorded is as its template; ``mtus`` are by link."""
+
+    sysctls: Mapping[str, str]
+    mtus: Mapping[str, int]
+
+
+Step = (
+    WriteSysctls
+    | MakeLink
+    | PlaceCounterpart
+    | Enslave
+    | AdjustLinks
+    | BringUp
+    | SetAddresses
+    | SetRoutes
+    | SetRules
+    | SetNeighbours
+    | LoadNftables
+    | CreateConntrack
+    | SettleSysctls
+)
+
+
+def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
+    """The steps that make the fresh namespace read as ``observed`` equal to ``wanted``.
+
+    Raises UnsupportedError (``link-kind``) for a link that cannot be made; ``cannot_travel`` tells that beforehand.
+    """
+    there = {link.ifname for link in observed.links}
+    links = tuple(link for link in wanted.links if link.ifname in there or not link.fallback)
+    names = there | {link.ifname for link in links}
+    steps: list[Step] = [WriteSysctls(values=_templates(wanted, observed))]
+    ordered = order_links(links)
+    steps += _make_links([link for link in ordered if link.ifname not in there])
+    ports = sorted((link for link in links if link.master), key=lambda link: (link.master, link.port_number))
+    steps += [Enslave(ifname=link.ifname, master=link.master) for link in ports]
+    steps.append(AdjustLinks(links=ordered))
+    steps.append(WriteSysctls(values=_devices(wanted, names)))
+    steps += [BringUp(link=link) for link in ordered if link.up]
+    only = wanted.complete
+    steps.append(SetAddresses(addresses=tuple(one for one in wanted.addresses if one.ifname in names), only=only))
+    steps.append(SetRoutes(routes=wanted.routes, only=only))
+    steps.append(SetRules(rules=wanted.rules, only=only))
+    steps.append(SetNeighbours(neighbours=wanted.neighbours))
+    steps.append(LoadNftables(tables=wanted.nftables))
+    steps.append(CreateConntrack(entries=wanted.conntrack))
+    final = dict(wanted.sysctls)
+    if not only:
+        final = {**observed.sysctls, **final}
+    mtus = {link.ifname: link.mtu for link in links if link.mtu}
+    steps.append(SettleSysctls(sysctls=_of(final, names), mtus=mtus))
+    return tuple(steps)
+
+
+def _make_links(links: Sequence[Link]) -> Iterable[Step]:
+    made: set[str] = set()
+    by_name = {link.ifname: link for link in links}
+    for link in links:
+        if link.ifname in made:
+            continue
+        if reason := _why_not(link):
+            raise UnsupportedError(f"the link {link.ifname} cannot be made", code="link-kind", details=reason)
+        made.add(link.ifname)
+        other = link.counterpart
+        peer = by_name.get(other.ifname) if link.kind == "veth" and other and other.place is Place.INSIDE else None
+        if peer is not None:
+            made.add(peer.ifname)
+        yield MakeLink(link=link, peer=peer)
+        if link.kind == "veth" and other is not None and other.place is Place.CALLER:
+            yield PlaceCounterpart(link=link)
+
+
+def order_links(links: Sequence[Link]) -> tuple[Link, ...]:
+    """The links, each after the one it stands on inside; otherwise in their order."""
+    by_name = {link.ifname: link for link in links}
+    ordered: dict[str, Link] = {}
+    for link in links:
+        chain: list[Link] = []
+        below: Link | None = link
+        while below is not None and below.ifname not in ordered and below not in chain:
+            chain.append(below)
+            other = below.counterpart
+            inside = other is not None and other.place is Place.INSIDE and below.kind != "veth"
+            below = by_name.get(other.ifname) if inside and other is not None else None
+        ordered.update((one.ifname, one) for one in reversed(chain))
+    return tuple(ordered.values())
+
+
+def _parts(key: str) -> tuple[str, str] | None:
+    """The device (or ``all`` or ``default``) and the name of a per-device sysctl."""
+    parts = key.split("/")
+    return (parts[3], parts[4]) if len(parts) == 5 and parts[2] in ("conf", "neigh") else None
+
+
+def _templates(wanted: Network, observed: Network) -> dict[str, str]:
+    """What must be written before links are made: all that is not a link's own, silenced where it would speak."""
+    values: dict[str, str] = {}
+    for key, value in wanted.sysctls.items():
+        parts = _parts(key)
+        if parts is None or (parts[0] in ("all", "default") and observed.sysctls.get(key, value) != value):
+            values[key] = value
+    return values | {key: value for key, value in _QUIET.items() if key in observed.sysctls}
+
+
+def _devices(wanted: Network, names: set[str]) -> dict[str, str]:
+    """The links' own sysctls that must be there before they are up; what would speak comes last."""
+    values: dict[str, str] = {}
+    for key, value in _of(wanted.sysctls, names).items():
+        parts = _parts(key)
+        if parts and parts[0] not in ("all", "default") and parts[1] not in (*QUIET_NAMES, "mtu", "stable_secret"):
+            values[key] = value
+    return values
+
+
+def _of(sysctls: Mapping[str, str], names: set[str]) -> dict[str, str]:
+    """Those of ``sysctls`` that are not of a link outside ``names``."""
+    return {
+        key: value
+        for key, value in sysctls.items()
+        if (parts := _parts(key)) is None or parts[0] in ("all", "default") or parts[0] in names
+    }
+
+
+# ---- differences, worked out between what was read and what is wanted ---------------------------------------------
+
+_Record = TypeVar("_Record", Address, Route, Rule, Neighbour)
+
+
+def difference(
+    wanted: Sequence[_Record], now: Sequence[_Record], *, only: bool
+) -> tuple[tuple[_Record, ...], tuple[_Record, ...]]:
+    """What to remove from ``now`` and what to add to it, each in its order."""
+    wanted_keys = {_key(one) for one in wanted}
+    now_keys = {_key(one) for one in now}
+    extra = tuple(one for one in now if _key(one) not in wanted_keys) if only else ()
+    missing = tuple(one for one in wanted if _key(one) not in now_keys)
+    return extra, missing
+
+
+_UNSETTABLE = frozenset({"temporary", "dadfailed", "deprecated", "optimistic", "stable-privacy"})
+
+
+def _key(record: Address | Route | Rule | Neighbour) -> str:
+    """What makes a record the same as another: all of it but time that runs, and flags that cannot be set."""
+    if isinstance(record, Address):
+        flags = tuple(flag for flag in record.flags if flag not in _UNSETTABLE)
+        valid = None if record.valid_lifetime is None else 1
+        preferred = None if record.preferred_lifetime is None else 1
+        record = replace(record, flags=flags, valid_lifetime=valid, preferred_lifetime=preferred)
+    elif isinstance(record, Route):
+        record = replace(
+            record,
+            expires=None if record.expires is None else 1,
+            metrics=dict(sorted(record.metrics.items())),
+        )
+    elif isinstance(record, Rule):
+        selectors, values = dict(sorted(record.selectors.items())), dict(sorted(record.values.items()))
+        record = replace(record, selectors=selectors, values=values)
+    return repr(record)
+
+
+def order_addresses(addresses: Iterable[Address]) -> tuple[Address, ...]:
+    """The order in which to add: the kernel lists IPv4 addresses as they came, IPv6 ones the newest first."""
+    listed = tuple(addresses)
+    four = tuple(one for one in listed if ":" not in one.address)
+    six = tuple(one for one in listed if ":" in one.address)
+    return four + six[::-1]
+
+
+def order_routes(routes: Iterable[Route]) -> tuple[Route, ...]:
+    """The order in which to add: what a gateway may be resolved through before what has one."""
+
+    def rank(route: Route) -> tuple[bool, int]:
+        through = bool(route.gateway) or any(hop.gateway for hop in route.nexthops)
+        nearness = {"host": 0, "link": 1}.get(route.scope, 2)
+        return through, nearness
+
+    return tuple(sorted(routes, key=rank))
+
+
+# ---- what cannot travel -------------------------------------------------------------------------------------------
+
+_BLOCKING = {
+    "iptables-legacy": "replace the iptables-legacy rules by nftables, or flush them",
+    "nft-xt": "write the rules with nft's own expressions",
+    "nft-table": "install a newer nft",
+    "route-attribute": "replace the route by one without it",
+    "rule-attribute": "replace the rule by one without it",
+    "link-master-kind": "take the link out of its master",
+}
+
+
+def cannot_travel(network: Network) -> tuple[Finding, ...]:
+    """Everything of ``network`` that would be lost or cannot be made: none of it is left out in silence."""
+    return (
+        *(found for link in network.links if (found := _judge_link(link))),
+        *(found for address in network.addresses if (found := _judge_address(address))),
+        *(_judge_unread(unread) for unread in network.unread),
+    )
+
+
+def _judge_link(link: Link) -> Finding | None:
+    reason = "" if link.fallback or link.ifname == "lo" else _why_not(link)
+    if not reason:
+        return None
+    return Finding(
+        severity=Severity.BLOCK,
+        code="link-kind",
+        subject=f"link {link.ifname}",
+        reason=reason,
+        remedy="remove the link, or give the group one of a kind that travels",
+    )
+
+
+def _judge_address(address: Address) -> Finding | None:
+    lost = sorted({"temporary", "dadfailed", "stable-privacy"} & set(address.flags))
+    if not lost:
+        return None
+    return Finding(
+        severity=Severity.WARN,
+        code="address-flag",
+        subject=f"address {address.address} of {address.ifname}",
+        reason=f"the kernel lets nobody set {', '.join(lost)}; the address is restored without",
+        remedy="none is needed where only the address counts",
+    )
+
+
+def _judge_unread(unread: Unread) -> Finding:
+    return Finding(
+        severity=Severity.BLOCK if unread.code in _BLOCKING else Severity.WARN,
+        code=unread.code,
+        subject=unread.subject,
+        reason=unread.what,
+        remedy=_BLOCKING.get(unread.code, "set it again after the restore, where it is needed"),
+    )
+
+
+def _why_not(link: Link) -> str:
+    """Why ``link`` cannot be made in a fresh namespace; empty when it can."""
+    other = link.counterpart
+    if link.kind not in KINDS:
+        return f"links of kind {link.kind or 'physical'} are not supported"
+    if other is not None and other.place is Place.ELSEWHERE:
+        return "its other end is in a third network namespace"
+    if link.kind in ("veth", "vlan", "macvlan", "macvtap") and other is None:
+        return "what it stands on is not known"
+    if link.kind == "tun" and link.options.get("persist") != "1":
+        return "it is not persistent, so it goes with the process that made it"
+    return ""
