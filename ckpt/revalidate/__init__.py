@@ -1,0 +1,50 @@
+"""Revalidation: what an image needs, held against what a target has, before anything there is touched.
+
+``needs_of`` derives from an image all that has to be looked up; who acts has it looked up (`kernel.host.read_target`,
+on this host or on another); ``revalidate`` turns the answers into findings. Both are pure, and both take the records
+as they shall be on the target: what moves a group to other addresses, links or ports changes the records first.
+
+A finding that blocks names something that would make the restore fail, or succeed and be wrong without a word (CRIU
+restores an IPv6 listener without its address in silence). What ckpt itself gets round is ``OK`` and says how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ckpt.model.checkpoint import Checkpoint
+from ckpt.model.finding import Finding
+from ckpt.model.host import TargetFacts
+from ckpt.revalidate.files import check_files
+from ckpt.revalidate.host import check_host
+from ckpt.revalidate.needs import needs_of
+from ckpt.revalidate.network import check_network
+from ckpt.revalidate.sockets import check_sockets
+
+__all__ = ["needs_of", "revalidate"]
+
+
+def revalidate(
+    checkpoint: Checkpoint,
+    target: TargetFacts,
+    *,
+    name: str | None = None,
+    tcp_close: bool = False,
+    pages: int | None = None,
+) -> tuple[Finding, ...]:
+    """Whether ``checkpoint`` can be restored on ``target``, from which its needs were looked up.
+
+    ``name`` is what the group shall be called there, by default as in the image. With ``tcp_close`` no established
+    connection is restored. ``pages`` are the bytes of memory that the image holds, where that is known.
+    """
+    return tuple(_findings(checkpoint, target, name or checkpoint.group.name, tcp_close, pages))
+
+
+def _findings(
+    checkpoint: Checkpoint, target: TargetFacts, name: str, tcp_close: bool, pages: int | None
+) -> Iterator[Finding]:
+    needs = needs_of(checkpoint.group, checkpoint.processes, checkpoint.sockets, checkpoint.network, checkpoint.criu)
+    yield from check_host(checkpoint, needs, target, name=name, pages=pages)
+    yield from check_files(needs, target)
+    yield from check_network(checkpoint, needs, target)
+    yield from check_sockets(checkpoint, target, tcp_close=tcp_close)

@@ -1,0 +1,216 @@
+"""What an image needs of a host: derived from its records, and nothing looked up.
+
+Paths are where the target has them. Where the group has mounts of its own, a path below a bind mount is looked for at
+the mount's source, and what lies on a /proc or /sys of the group's own is not looked for at all: it comes into being
+with the group. So it is with everything on /proc and /sys that the host shows: it names processes and links that are
+not there before the restore.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import posixpath
+import stat
+from collections.abc import Collection, Iterator, Sequence
+
+from ckpt.model.checkpoint import CriuNotes, Group, Mount
+from ckpt.model.host import FileNeed, FileRole, Needs, Probe
+from ckpt.model.network import Address, Network, Place
+from ckpt.model.process import FileKind, Isolation, MappedFile, OpenFile, Process
+from ckpt.model.socket import Socket
+
+_PATHS = frozenset({FileKind.REGULAR, FileKind.DIRECTORY, FileKind.FIFO, FileKind.CHARACTER, FileKind.BLOCK})
+_MADE_BY_THE_KERNEL = ("/proc", "/sys", "/dev/pts")
+_DELETED = " (deleted)"
+_LOOPBACK_KINDS = ("loopback", "")
+
+
+def needs_of(
+    group: Group,
+    processes: Sequence[Process],
+    sockets: Sequence[Socket],
+    network: Network | None,
+    notes: CriuNotes | None = None,
+) -> Needs:
+    """All that has to be looked up on a target before a group of these processes and sockets is restored there.
+
+    ``notes`` say which mounts the group has of its own; without them its paths are the host's.
+    """
+    in_hosts_netns = group.isolation is Isolation.NONE
+    return Needs(
+        files=tuple(_file_needs(processes, sockets, notes or CriuNotes())),
+        probes=() if network is None else tuple(_probes(network)),
+        pids=() if group.pid_namespace else ids_of(processes),
+        kinds=() if network is None else _kinds(network, bridge_made=group.bridge_made),
+        tools=("nft",),
+        ports=_ports(sockets) if in_hosts_netns else (),
+    )
+
+
+def ids_of(processes: Sequence[Process]) -> tuple[int, ...]:
+    """The ids that the processes and threads know themselves by, in ascending order."""
+    found = {process.ns_pid for process in processes}
+    found |= {thread.ns_ids[-1] if thread.ns_ids else thread.tid for one in processes for thread in one.threads}
+    return tuple(sorted(found))
+
+
+def segments(network: Network, ifname: str) -> tuple[str, ...]:
+    """The links of the host on whose Ethernet segment frames of the group's link ``ifname`` appear untagged."""
+    found: dict[str, None] = {}
+    seen: set[str] = set()
+    waiting = [ifname]
+    while waiting:
+        link = network.link(waiting.pop())
+        if link is None or link.ifname in seen or link.kind == "vlan":
+            continue
+        seen.add(link.ifname)
+        other = link.counterpart
+        if other is not None and other.place is Place.CALLER:
+            # a veth's other end is a port of its master; the others hang on the very link
+            attached = other.master if link.kind == "veth" else other.ifname
+            found |= {attached: None} if attached else {}
+        elif other is not None and other.place is Place.INSIDE and link.kind != "veth":
+            waiting.append(other.ifname)
+        waiting += [port.ifname for port in network.links if port.master == link.ifname]
+    return tuple(found)
+
+
+def is_own_address(address: Address) -> bool:
+    """Whether nobody else on the segment may have it: neither loopback nor link-local."""
+    return address.scope in ("global", "site") and not address.address.startswith("127.")
+
+
+def host_part(address: str) -> str:
+    """``10.0.0.2`` of ``10.0.0.2/24``."""
+    return address.partition("/")[0]
+
+
+def _probes(network: Network) -> Iterator[Probe]:
+    for address in network.addresses:
+        if is_own_address(address):
+            for ifname in segments(network, address.ifname):
+                yield Probe(address=host_part(address.address), ifname=ifname)
+
+
+def _kinds(network: Network, *, bridge_made: bool) -> tuple[str, ...]:
+    kinds = {link.kind for link in network.links if link.kind not in _LOOPBACK_KINDS and not link.fallback}
+    return tuple(sorted(kinds | ({"bridge"} if bridge_made else set())))
+
+
+def _ports(sockets: Sequence[Socket]) -> tuple[int, ...]:
+    return tuple(sorted({one.local.port for one in sockets if one.is_inet and one.local and one.local.port}))
+
+
+def _file_needs(processes: Sequence[Process], sockets: Sequence[Socket], notes: CriuNotes) -> Iterator[FileNeed]:
+    """One need for each path and role, with the path as the target has it."""
+    merged: dict[tuple[str, FileRole, FileKind], FileNeed] = {}
+    appended = {file.path for one in processes for file in one.files if _appends(file)}
+    for need in _all_files(processes, sockets, {file.path for file in notes.files}):
+        path = _on_target(need.path, notes.mounts)
+        if path is not None:
+            need = dataclasses.replace(need, append=need.path in appended, path=path)
+            merged.setdefault((path, need.role, need.kind), need)
+    programs = {path for path, role, _ in merged if role is FileRole.EXECUTABLE}
+    for (path, role, _), need in merged.items():
+        if role is not FileRole.MAPPED or path not in programs:
+            yield need
+
+
+def _all_files(
+    processes: Sequence[Process], sockets: Sequence[Socket], inherited: Collection[str]
+) -> Iterator[FileNeed]:
+    for process in processes:
+        if not process.zombie:
+            yield from _surroundings(process)
+            yield from (_mapped(file, process) for file in process.maps if _is_named(file))
+            for file in process.files:
+                if file.kind in _PATHS or (file.kind is FileKind.TTY and not file.deleted):
+                    yield from _open(file, process, inherited=file.path in inherited)
+    for one in sockets:
+        if one.family == "unix" and (one.path or "").startswith("/"):
+            yield from _unix(one, one.path or "")
+
+
+def _surroundings(process: Process) -> Iterator[FileNeed]:
+    user = f"PID {process.pid}"
+    exe = process.exe
+    if exe is not None and not exe.deleted:
+        yield FileNeed(
+            path=exe.path,
+            role=FileRole.EXECUTABLE,
+            kind=FileKind.REGULAR,
+            user=user,
+            size=exe.size,
+            mode=exe.mode,
+            build_id=exe.build_id,
+        )
+    for path, role in ((process.cwd, FileRole.WORKDIR), (process.root, FileRole.ROOT)):
+        if path not in ("", "/") and not path.endswith(_DELETED):
+            yield FileNeed(path=path, role=role, kind=FileKind.DIRECTORY, user=user)
+
+
+def _is_named(file: MappedFile) -> bool:
+    """Whether it is a regular file that has a name: not shared memory, not a device, not deleted."""
+    return not file.deleted and (file.mode is None or stat.S_ISREG(file.mode)) and not file.path.startswith("/memfd:")
+
+
+def _mapped(file: MappedFile, process: Process) -> FileNeed:
+    return FileNeed(
+        path=file.path,
+        role=FileRole.MAPPED,
+        kind=FileKind.REGULAR,
+        user=f"PID {process.pid}",
+        size=file.size,
+        mode=file.mode,
+        build_id=file.build_id,
+    )
+
+
+def _appends(file: OpenFile) -> bool:
+    writable = file.flags & os.O_ACCMODE != os.O_RDONLY
+    return file.kind is FileKind.REGULAR and writable and bool(file.flags & os.O_APPEND)
+
+
+def _open(file: OpenFile, process: Process, *, inherited: bool) -> Iterator[FileNeed]:
+    user = f"PID {process.pid}, fd {file.fd}"
+    if file.deleted:
+        return  # CRIU carries it, and makes the directories it was in
+    if inherited:
+        # opened anew by ckpt, and not compared by CRIU
+        yield FileNeed(path=file.path, role=FileRole.INHERITED, kind=file.kind, user=user, special=file.special)
+        return
+    regular = file.kind is FileKind.REGULAR
+    yield FileNeed(
+        path=file.path,
+        role=FileRole.OPEN,
+        kind=file.kind,
+        user=user,
+        size=file.size if regular else None,
+        mode=file.mode if regular else None,
+        special=file.special,
+    )
+
+
+def _unix(one: Socket, path: str) -> Iterator[FileNeed]:
+    user = f"PID {one.owners[0].pid}, fd {one.owners[0].fd}" if one.owners else f"socket {one.inode}"
+    yield FileNeed(path=posixpath.dirname(path), role=FileRole.SOCKET, kind=FileKind.DIRECTORY, user=user)
+    yield FileNeed(path=path, role=FileRole.SOCKET, kind=FileKind.SOCKET, user=user)
+
+
+def _on_target(path: str, mounts: Sequence[Mount] | None) -> str | None:
+    """Where the host has what the group knows as ``path``; None when it is nowhere before the restore."""
+    if not path.startswith("/"):
+        return None
+    # The last of the mounts that cover it, as the kernel resolves it.
+    covering = next((mount for mount in reversed(mounts or ()) if is_below(path, mount.target)), None)
+    if covering is not None:
+        if covering.kind != "bind":
+            return None
+        path = posixpath.normpath(posixpath.join(covering.source, posixpath.relpath(path, covering.target)))
+    return None if any(is_below(path, place) for place in _MADE_BY_THE_KERNEL) else path
+
+
+def is_below(path: str, directory: str) -> bool:
+    """Whether ``path`` is ``directory`` or lies in it."""
+    return path == directory or path.startswith(directory.rstrip("/") + "/")

@@ -1,0 +1,189 @@
+"""Sockets: what they are bound to must be there, and in the host's own namespace it must be free.
+
+In a namespace of the group's own the addresses come with it. In the host's, CRIU fails on a missing IPv4 address only
+when it gets there, and restores an IPv6 listener without its address in silence; both are found here. A port is held
+against the sockets of the target on the very addresses, as the kernel would.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+
+from ckpt.model.checkpoint import Checkpoint
+from ckpt.model.finding import Finding
+from ckpt.model.host import BusySocket, TargetFacts
+from ckpt.model.process import Isolation
+from ckpt.model.socket import IPPROTO_TCP, IPPROTO_UDP, Endpoint, Socket
+from ckpt.revalidate.needs import host_part
+from ckpt.revalidate.verdict import block, counted, listed, ok, warn
+
+Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def check_sockets(checkpoint: Checkpoint, target: TargetFacts, *, tcp_close: bool) -> Iterator[Finding]:
+    """Findings on congestion control, and for a group in the host's namespace on devices, addresses and ports."""
+    sockets = [one for one in checkpoint.sockets if one.is_inet and not (tcp_close and one.holds_connection)]
+    yield from _congestion(sockets, target)
+    links = checkpoint.network.links if checkpoint.network is not None else target.links
+    yield from _devices(checkpoint, {link.ifname for link in links})
+    if checkpoint.group.isolation is not Isolation.NONE:
+        return
+    problems = [*_absent(sockets, target), *_busy(sockets, target)]
+    yield from problems
+    bound = sum(one.local is not None and bool(one.local.port) for one in sockets)
+    if bound and not problems:
+        yield ok("sockets", counted(bound, "socket"), "their addresses are here, and their ports are free")
+
+
+def _congestion(sockets: list[Socket], target: TargetFacts) -> Iterator[Finding]:
+    wanted = sorted({one.options.congestion for one in sockets if one.options.congestion})
+    for name in wanted if target.congestion else ():
+        if name not in target.congestion:
+            number = sum(one.options.congestion == name for one in sockets)
+            yield warn(
+                "socket-congestion",
+                name,
+                f"{counted(number, 'socket')} used it; the congestion controls here are {listed(target.congestion)}",
+                f"modprobe tcp_{name}",
+            )
+
+
+def _devices(checkpoint: Checkpoint, ifnames: set[str]) -> Iterator[Finding]:
+    for one in checkpoint.sockets:
+        if one.device and one.device not in ifnames:
+            yield block(
+                "socket-device-missing",
+                _subject(one),
+                f"it is bound to the link {one.device}, and that is not there",
+                f"make a link called {one.device}",
+            )
+
+
+def _absent(sockets: list[Socket], target: TargetFacts) -> Iterator[Finding]:
+    indices: dict[Ip, set[int]] = {}
+    for held in target.addresses:
+        link = target.link(held.ifname)
+        indices.setdefault(_ip(host_part(held.address)), set()).add(link.ifindex if link else 0)
+    seen: set[tuple[str, int]] = set()
+    for one in sockets:
+        if one.local is None or (one.local.address, one.local.scope) in seen:
+            continue
+        address, scope = _ip(one.local.address), one.local.scope
+        seen.add((one.local.address, scope))
+        if address.is_unspecified or address.is_loopback or address.is_multicast or _is_broadcast(address, target):
+            continue
+        if address not in indices:
+            yield from _address_missing(one, address, target)
+        elif address.is_link_local and scope and scope not in indices[address]:
+            yield block(
+                "address-missing",
+                f"{address}",
+                f"{_subject(one)} has it on the link with index {scope}, and here it is on another",
+                "restore on a host where the links have the same indices",
+            )
+
+
+def _address_missing(one: Socket, address: Ip, target: TargetFacts) -> Iterator[Finding]:
+    if target.nonlocal_bind and address.version == 4 and one.remote is None:
+        yield warn(
+            "address-missing",
+            str(address),
+            f"{_subject(one)} is bound to it, and this host does not have it; net.ipv4.ip_nonlocal_bind lets it",
+            "add the address to a link of this host, or nobody reaches the group",
+        )
+        return
+    silent = "; it would be restored without a word, and never be reached" if address.version == 6 else ""
+    yield block(
+        "address-missing",
+        str(address),
+        f"{_subject(one)} is bound to it, and this host does not have it{silent}",
+        f"ip address add {address}/PREFIX dev LINK, or restore where the address is",
+    )
+
+
+def _is_broadcast(address: Ip, target: TargetFacts) -> bool:
+    return any(held.broadcast and _ip(held.broadcast) == address for held in target.addresses)
+
+
+def _busy(sockets: list[Socket], target: TargetFacts) -> Iterator[Finding]:
+    """Sockets of the target that are in the way of one of ours."""
+    for one in sockets:
+        if one.local is None or not one.local.port:
+            continue
+        rival = next((busy for busy in target.sockets if _clash(one, busy)), None)
+        if rival is None:
+            continue
+        if one.holds_connection:
+            yield block(
+                "connection-taken",
+                _subject(one),
+                f"this host has a connection {rival.local} – {rival.remote} already ({rival.state})",
+                "end that connection, or close the group's own with --tcp-close",
+            )
+        elif one.options.reuse_port or _unsure(one, rival):
+            yield warn(
+                "port-in-use",
+                _subject(one),
+                f"this host has a socket on {rival.local}, which may or may not share the port",
+                "stop the server that uses it; `ss -lnp` names it",
+            )
+        else:
+            yield block(
+                "port-in-use",
+                _subject(one),
+                f"this host has a socket on {rival.local}",
+                "stop the server that uses it; `ss -lnp` names it",
+            )
+
+
+def _clash(one: Socket, busy: BusySocket) -> bool:
+    """Whether the kernel would refuse ``one`` because of ``busy``, as far as can be told from outside."""
+    if one.local is None or one.protocol != busy.protocol or one.local.port != busy.local.port:
+        return False
+    if one.holds_connection:
+        return one.remote is not None and busy.remote is not None and _same(one, busy)
+    if one.protocol == IPPROTO_TCP:
+        # While it restores, CRIU sets SO_REUSEADDR: only a listener is in the way of a listener or a bound socket.
+        return busy.state == "listen" and _overlap(one, busy)
+    if one.protocol == IPPROTO_UDP and one.remote is not None and busy.remote is not None:
+        return _same(one, busy)
+    return one.protocol == IPPROTO_UDP and (one.remote is None) == (busy.remote is None) and _overlap(one, busy)
+
+
+def _same(one: Socket, busy: BusySocket) -> bool:
+    ours, theirs = (one.local, one.remote), (busy.local, busy.remote)
+    return all(
+        a and b and a.port == b.port and _ip(a.address) == _ip(b.address) for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def _overlap(one: Socket, busy: BusySocket) -> bool:
+    ours, theirs = _of(one.local), _of(busy.local)
+    if ours.version != theirs.version:
+        # only a wildcard of IPv6 can cover IPv4 addresses, and then all of them
+        six = ours if ours.version == 6 else theirs
+        return six.is_unspecified and not (ours.version == 6 and one.options.v6only)
+    return ours == theirs or ours.is_unspecified or theirs.is_unspecified
+
+
+def _unsure(one: Socket, busy: BusySocket) -> bool:
+    """Whether it depends on what cannot be seen: if a wildcard of IPv6 takes IPv4 too."""
+    return _of(one.local).version == 4 and _of(busy.local).version == 6
+
+
+def _of(endpoint: Endpoint | None) -> Ip:
+    return _ip(endpoint.address if endpoint else "::")
+
+
+def _ip(address: str) -> Ip:
+    found = ipaddress.ip_address(address)
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return mapped or found
+
+
+def _subject(one: Socket) -> str:
+    protocol = {IPPROTO_TCP: "TCP", IPPROTO_UDP: "UDP"}.get(one.protocol, one.type)
+    where = str(one.local) if one.local else one.path or f"socket {one.inode}"
+    owner = f" (PID {one.owners[0].pid}, fd {one.owners[0].fd})" if one.owners else ""
+    return f"{protocol} {where}{owner}"
