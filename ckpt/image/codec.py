@@ -61,9 +61,10 @@ def decompress(codec: str, stored: bytes, raw: int, place: Place) -> bytes:
         else:
             raise place.error(Defect.CODEC, f"codec {codec!r}")
     except (zstandard.ZstdError, lz4.block.LZ4BlockError, ValueError, MemoryError) as error:
-        raise place.error(Defect.COMPRESSION, f"{codec}: {error}") from error
+        # In our words: the libraries' own differ from one version to the next.
+        raise place.error(Defect.COMPRESSION, f"the stored bytes are not {raw} bytes under {codec}") from error
     if len(data) != raw:
-        raise place.error(Defect.COMPRESSION, f"{codec}: {len(data)} bytes instead of {raw}")
+        raise place.error(Defect.COMPRESSION, f"the stored bytes are {len(data)} bytes under {codec}, not {raw}")
     return data
 
 

@@ -24,7 +24,7 @@ def extract(events: Iterable[Event], directory: int | Path, done: Callable[[], N
     there already, StorageError (``storage-full``, ``storage-write``), and whatever ``events`` raises.
     """
     lengths: dict[str, int] = {}
-    with ExitStack() as undo, ExitStack() as opened:
+    with ExitStack() as opened, ExitStack() as undo:
         fd = directory if isinstance(directory, int) else _open_directory(directory, opened)
         files: dict[int, int] = {}
         opened.callback(_close_all, files)

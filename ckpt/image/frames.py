@@ -120,7 +120,8 @@ class FrameReader:
         """The next frame, or the trailer. With ``skip`` a chunk's payload is passed over, its digest not checked."""
         offset = self.source.position
         place = self.place.inside(f"byte {offset}")
-        if self.source.peek(len(TRAILER_PREFIX)).startswith(TRAILER_PREFIX):
+        begin = self.source.peek(len(TRAILER_PREFIX))[: len(TRAILER_PREFIX)]
+        if begin and TRAILER_PREFIX.startswith(begin):  # no frame is that short: less is a trailer that is cut off
             return self._trailer(place)
         items, end = _items(self.source, _AFTER_ITEMS, layout.MAX_HEAD, place)
         number, head = _parse_head(items, place)

@@ -73,12 +73,11 @@ class Reader:
             self.size = os.fstat(self._fd).st_size
             self._frames, self.header = FrameReader.at_start(Source(At(self._fd)), self.place)
             self._index = self._read_index()
-            _check_index(self._index, self.place.inside("index"))
             self._sections = {entry.name: entry for entry in self._index.sections}
             self._files = {entry.name: (number, entry) for number, entry in enumerate(self._index.files)}
             check = Sections(self.place, known)
             for entry in self._index.sections:
-                check.refuse_unknown(entry.name, entry.optional, self.place.inside(f"byte {entry.offset}"))
+                check.refuse_unknown(entry.name, entry.optional)
         except BaseException:
             os.close(self._fd)
             raise
@@ -191,7 +190,9 @@ class Reader:
             frame, place = self._frame(trailer.index)
             if not isinstance(frame.head, IndexHead) or frame.offset + frame.size != start:
                 raise place.error(Defect.INDEX, "no index where the trailer says")
-            return schema.decode(Index, decode_map(frame.payload, place), "index", place)
+            index = schema.decode(Index, decode_map(frame.payload, place), "index", place)
+            _check_index(index, place)
+            return index
         except ImageError:
             for _ in self.stream().events(skip=True):
                 pass

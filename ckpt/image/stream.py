@@ -76,10 +76,10 @@ class Sections:
         """In the image's order."""
         return tuple(self._payloads)
 
-    def refuse_unknown(self, name: str, optional: bool, place: Place) -> None:
+    def refuse_unknown(self, name: str, optional: bool) -> None:
         """Raise ImageError(code="image-section-unknown") where ``name`` has to be known and is not."""
         if self._known is not None and name not in self._known and not optional:
-            raise place.error(Defect.SECTION_UNKNOWN, f"section {name}")
+            raise self._place.error(Defect.SECTION_UNKNOWN, f"section {name}")
 
     def put(self, name: str, payload: bytes) -> None:
         """Keep a section."""
@@ -172,7 +172,7 @@ class StreamReader:
     def _event(self, frame: Frame, place: Place, skip: bool) -> Event | None:
         match frame.head:
             case SectionHead(name, optional):
-                self.sections.refuse_unknown(name, optional, place)
+                self.sections.refuse_unknown(name, optional)
                 decode_map(frame.payload, place)
                 self.sections.put(name, frame.payload)
             case FileHead(file, name):

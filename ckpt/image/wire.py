@@ -29,7 +29,7 @@ def _refuse_extension(code: int, data: bytes) -> object:
 def _unique(pairs: list[tuple[object, object]]) -> dict[object, object]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        raise ValueError("a map holds a key twice")
+        raise ValueError("a key twice")
     return made
 
 
@@ -88,8 +88,14 @@ def _bound_depth(values: Iterable[object], left: int, place: Place) -> None:
 
 
 def _reason(error: Exception) -> str:
-    names = {"OutOfData": "ends too early", "FormatError": "an invalid type byte", "StackError": "nested too deep"}
-    return str(names.get(type(error).__name__, error)).rstrip(".")
+    # In our words: msgpack's own differ from one version to the next.
+    if isinstance(error, msgpack.OutOfData):
+        return "it ends too early"
+    if isinstance(error, msgpack.FormatError):
+        return "an invalid type byte"
+    if isinstance(error, msgpack.StackError):
+        return "nested too deep"
+    return "a type, a length or a key that is not allowed"
 
 
 def pack_head(items: Iterable[object], missing: int) -> bytes:

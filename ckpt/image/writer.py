@@ -16,7 +16,7 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ckpt import __version__
 from ckpt.errors import CkptError, StorageError
@@ -39,6 +39,12 @@ class Writable(Protocol):
     """What an image can be written to: any raw or buffered binary stream."""
 
     def write(self, data: bytes, /) -> int | None: ...
+
+
+class Source(Protocol):
+    """What a file's bytes can be taken from: any raw or buffered binary stream."""
+
+    def read(self, size: int, /) -> bytes | None: ...
 
 
 class Writer:
@@ -110,7 +116,7 @@ class Writer:
         self._open.add(file)
         return file
 
-    def add_file(self, name: str, source: BinaryIO) -> None:
+    def add_file(self, name: str, source: Source) -> None:
         """Write all of ``source`` as the file ``name``."""
         with self.open_file(name) as file:
             while data := _read(source):
@@ -254,11 +260,14 @@ class FileWriter:
             self._writer.put_close(self, CloseHead(self._number, self._length, self._chunks))
 
 
-def _read(source: BinaryIO) -> bytes:
+def _read(source: Source) -> bytes:
     try:
-        return source.read(layout.CHUNK)
+        data = source.read(layout.CHUNK)
     except OSError as error:
         raise StorageError("reading a CRIU image failed", code="storage-read", details=error.strerror) from error
+    if data is None:
+        raise StorageError("reading a CRIU image failed", code="storage-read", details="the stream does not block")
+    return data
 
 
 _FULL: Final = {
