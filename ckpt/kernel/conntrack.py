@@ -66,7 +66,7 @@ def _decode(body: bytes, unread: list[Unread]) -> ConntrackEntry:
     subject = f"conntrack entry {original.source} to {original.destination}, protocol {protocol}"
     for present, what in (
         (_TUPLE_MASTER in found or status & _IPS_EXPECTED, "was expected by another entry and will stand alone"),
-        (_SYNPROXY in found, "goes through a SYN proxy"),
+        (any(any(value) for value in parse(found.get(_SYNPROXY, b"")).values()), "goes through a SYN proxy"),
         (_PROTOINFO in found and not protocol_state, "has the state of a protocol other than TCP"),
         (found.keys() - _KNOWN, f"has unknown attributes {sorted(found.keys() - _KNOWN)}"),
     ):

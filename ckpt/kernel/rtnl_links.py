@@ -264,7 +264,9 @@ def make(
         attributes.append(attribute(_IFLA_LINK, u32(lower)))
     if netns is not None:
         attributes.append(attribute(_IFLA_NET_NS_FD, u32(netns)))
-    data = [rtnl_kinds.encode(rtnl_kinds.OPTIONS[link.kind], _wanted_options(link))]
+    # A bridge takes its options later, only those that differ: a kernel may lack what some of them speak of.
+    options = {} if link.kind == "bridge" else link.options
+    data = [rtnl_kinds.encode(rtnl_kinds.OPTIONS[link.kind], options)]
     if peer is not None:
         data.append(nested(_VETH_INFO_PEER, _header(peer.ifindex), _creation(peer)))
     info = [attribute(_INFO_KIND, link.kind.encode()), nested(_INFO_DATA, *data)]

@@ -100,6 +100,9 @@ _RULE_NUMBERS = {
     21: ("protocol", 1),
     22: ("ip_proto", 1),
     25: ("dscp", 1),
+    28: ("sport_mask", 2),
+    29: ("dport_mask", 2),
+    30: ("dscp_mask", 1),
 }
 _RULE_BIG_ENDIAN = {12: ("tun_id", 8), 26: ("flowlabel", 4), 27: ("flowlabel_mask", 4)}
 _RULE_NAMES = {3: "iifname", 17: "oifname"}
@@ -370,7 +373,7 @@ def encode_rule(rule: Rule) -> bytes:
     parts = [attribute(_FRA_PRIORITY, u32(rule.priority)), attribute(_FRA_TABLE, u32(rule.table))]
     for kind, (name, size) in _RULE_NUMBERS.items():
         if name in rule.selectors:
-            parts.append(attribute(kind, u8(rule.selectors[name]) if size == 1 else u32(rule.selectors[name])))
+            parts.append(attribute(kind, {1: u8, 2: u16, 4: u32}[size](rule.selectors[name])))
     for kind, (name, size) in _RULE_BIG_ENDIAN.items():
         if name in rule.selectors:
             parts.append(attribute(kind, rule.selectors[name].to_bytes(size, "big")))
