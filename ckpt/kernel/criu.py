@@ -307,19 +307,11 @@ def images_directory(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def dump(criu: Criu, values: Mapping[str, Any], notify: Notify | None, launch: Launch | None = None) -> Any:
-    """A DUMP request with ``criu_opts`` fields; returns CRIU's dump response."""
-    rpc = criu.rpc
-    request = rpc.criu_req(type=rpc.DUMP, opts=options(criu, values))
-    request.opts.notify_scripts = notify is not None
-    with Swrk(criu, launch) as swrk:
-        return swrk.request(request, notify).dump
+def dump_request(criu: Criu, values: Mapping[str, Any]) -> Any:
+    """A DUMP request with ``criu_opts`` fields, which asks for notifications."""
+    return criu.rpc.criu_req(type=criu.rpc.DUMP, opts=options(criu, {**values, "notify_scripts": True}))
 
 
-def restore(criu: Criu, values: Mapping[str, Any], notify: Notify | None, launch: Launch | None = None) -> int:
-    """A RESTORE request with ``criu_opts`` fields; returns the root task's PID as CRIU saw it."""
-    rpc = criu.rpc
-    request = rpc.criu_req(type=rpc.RESTORE, opts=options(criu, values))
-    request.opts.notify_scripts = notify is not None
-    with Swrk(criu, launch) as swrk:
-        return int(swrk.request(request, notify).restore.pid)
+def restore_request(criu: Criu, values: Mapping[str, Any]) -> Any:
+    """A RESTORE request with ``criu_opts`` fields, which asks for notifications."""
+    return criu.rpc.criu_req(type=criu.rpc.RESTORE, opts=options(criu, {**values, "notify_scripts": True}))

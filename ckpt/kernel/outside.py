@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ckpt.errors import NetworkError
-from ckpt.kernel import rtnl_links, rtnl_routes
+from ckpt.kernel import netlink, rtnl_links, rtnl_routes
 from ckpt.kernel.netlink import KernelRefusal, Netlink
 from ckpt.model.network import Address, Link
 
 _IFLA_MASTER = 10
+_IFLA_IFALIAS = 20
 _IFF_UP = 1
+
+MARK = "made by ckpt"
+"""The alias of a bridge that ckpt made: how `ckpt clean` knows it when nothing else does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +32,7 @@ class OutsideLink:
     kind: str
     master: int
     up: bool
+    alias: str = ""
 
 
 def find(ifname: str) -> OutsideLink | None:
@@ -46,6 +51,7 @@ def links() -> Iterator[OutsideLink]:
             kind=raw.kind,
             master=raw.integer(_IFLA_MASTER),
             up=bool(raw.flags & _IFF_UP),
+            alias=netlink.text(raw.attributes.get(_IFLA_IFALIAS, b"")),
         )
 
 
@@ -64,6 +70,11 @@ def ports(bridge: str) -> tuple[str, ...]:
     return () if master is None else tuple(link.ifname for link in links() if link.master == master.ifindex)
 
 
+def made_bridges() -> tuple[str, ...]:
+    """The bridges that ckpt made."""
+    return tuple(link.ifname for link in links() if link.kind == "bridge" and link.alias == MARK)
+
+
 def is_in_use(bridge: str) -> bool:
     """Whether ``bridge`` has ports, or somebody gave it an address."""
     own = (address for address in addresses() if address.ifname == bridge and address.scope != "link")
@@ -77,6 +88,8 @@ def ensure_bridge(ifname: str) -> bool:
             rtnl_links.make(kernel, Link(ifname=ifname, kind="bridge"))
             link = find(ifname)
             if link is not None:
+                now = Link(ifname=ifname, kind="bridge", ifindex=link.ifindex)
+                rtnl_links.change(kernel, now, replace(now, alias=MARK))
                 rtnl_links.set_up(kernel, link.ifindex)
     except KernelRefusal as error:
         if error.errno == errno.EEXIST:

@@ -1,0 +1,452 @@
+"""`ckpt dump`: a group, with the network it lives in, becomes one file.
+
+Facts are read and checked while the group runs; what would fail is refused here, and nothing was touched. Then the
+network is locked, so that no peer learns of what follows, and CRIU freezes the group and writes its images. When they
+are complete CRIU asks whether to go on, and holds everything still for the answer: the network is read into records,
+the image is written and gets its name, and the answer is yes. That is the point of no return. CRIU then kills the
+tasks, and their namespace and links are taken down without a packet having left.
+
+Whatever fails before that point is answered with no: CRIU lets the group go on, and the lock is taken away. With
+`leave_running` there is no such point: the group always goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckpt import held, registry
+from ckpt.check import check_dump
+from ckpt.errors import CkptError, ExistsError, NotFoundError, RefusedError, RolledBackError, StorageError
+from ckpt.image import Summary, Writer, created
+from ckpt.kernel import criu, ending, host, mntns, netns, proc, rtnl, sockdiag, takedown
+from ckpt.kernel.lock import NetworkLock, Scope
+from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group, Processes, Sockets
+from ckpt.model.criu_log import decisive_line
+from ckpt.model.finding import Finding, Severity, blocking
+from ckpt.model.host import HostFacts
+from ckpt.model.network import Network
+from ckpt.model.process import GroupFacts, Isolation, Process
+from ckpt.model.socket import Socket
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with a word for the stage, and how much of how much is done, in bytes."""
+
+Record = Group | HostFacts | CriuNotes | Processes | Sockets | Network
+
+IMAGES = Path("/var/lib/ckpt")
+"""Where an image goes that was given no name."""
+
+NETNS_KEY = "ckpt-netns"
+"""The key under which CRIU's images name the group's network namespace, which is not in them."""
+
+GHOST_LIMIT = 1 << 30
+"""Deleted files that are still open travel inside CRIU's images up to this size; CRIU's default is 1 MiB."""
+
+DRAIN_SECONDS = 2.0
+"""How long a server gets to accept the connections that wait for it, which CRIU cannot keep."""
+
+_NOT_OURS = ("criu.log", "stats-dump")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DumpReport:
+    """A dump that succeeded. Sizes in bytes; ``frozen_seconds`` from the freeze to the group's end or resumption."""
+
+    name: str
+    path: Path
+    image_id: str
+    size: int
+    raw_size: int
+    frozen_seconds: float
+    processes: int
+    connections: int
+    left_running: bool
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DumpOptions:
+    """What the caller asked for; see `ckpt dump --help`."""
+
+    leave_running: bool = False
+    tcp_close: bool = False
+    skip_in_flight: bool = False
+    codec: str = "zstd"
+    force: bool = False
+
+
+def dump_group(
+    target: str | int,
+    output: Path | None = None,
+    *,
+    leave_running: bool = False,
+    tcp_close: bool = False,
+    skip_in_flight: bool = False,
+    codec: str = "zstd",
+    force: bool = False,
+    progress: Progress | None = None,
+    criu_path: str | None = None,
+) -> DumpReport:
+    """Dump the group called ``target``, or the process tree below the PID ``target``, into ``output``.
+
+    Raises RefusedError when a check finds what would fail (nothing was touched), RolledBackError when the dump failed
+    (the group runs on), and what is said of a missing group, a taken file name or a missing CRIU.
+    """
+    options = DumpOptions(
+        leave_running=leave_running,
+        tcp_close=tcp_close,
+        skip_in_flight=skip_in_flight,
+        codec=codec,
+        force=force,
+    )
+    program = criu.find(criu_path)
+    entry, root = find_root(target)
+    facts = proc.read_group(root)
+    findings = check_dump(facts)
+    refuse_blocked(findings, f"{target} cannot be dumped")
+    name = entry.name if entry else f"{facts.processes[0].name}-{root}".replace("/", "_").lower()
+    path = _output_path(output, name, force=force)
+    with registry.Operation("dump", name) as operation, contextlib.ExitStack() as cleanup:
+        dump = _Dump(program, facts, entry, name, path, options, operation, cleanup, progress)
+        warnings = tuple(f"{found.subject}: {found.reason}" for found in findings if found.severity is Severity.WARN)
+        return dump.run(warnings)
+
+
+def find_root(target: str | int) -> tuple[registry.GroupEntry | None, int]:
+    """The registry's entry, if there is one, and the PID of the root task that ``target`` names."""
+    if isinstance(target, int):
+        return registry.by_pid(target), target
+    entry = registry.get(target)
+    if not entry.alive:
+        raise NotFoundError(
+            f"the group {target} has exited",
+            code="group-exited",
+            details=f"PID {entry.pid} is gone",
+            hint=f"`ckpt logs {target}` may say why; `ckpt stop {target}` clears it away",
+        )
+    return entry, entry.pid
+
+
+def refuse_blocked(findings: tuple[Finding, ...], brief: str) -> None:
+    """RefusedError that names every finding that blocks, if there is one."""
+    found = blocking(findings)
+    if found:
+        raise RefusedError(
+            brief,
+            code=found[0].code,
+            details="\n".join(f"{one.subject}: {one.reason}" for one in found),
+            hint="\n".join(dict.fromkeys(one.remedy for one in found if one.remedy)) or None,
+        )
+
+
+def _output_path(output: Path | None, name: str, *, force: bool) -> Path:
+    path = output or IMAGES / f"{name}.ckpt"
+    if output is None:
+        IMAGES.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # `created` checks this again; but to say it after the freeze would be late.
+    if path.is_dir():
+        raise ExistsError(f"{path} is a directory", code="image-is-directory", hint="name a file")
+    if path.exists() and not force:
+        raise ExistsError(f"{path} is there already", code="image-exists", hint="choose another -o, or give --force")
+    if not path.parent.is_dir():
+        raise NotFoundError(f"there is no directory {path.parent}", code="directory-missing", hint="make it first")
+    return path.absolute()
+
+
+class _Dump:
+    """One dump under way: what it works on, and the few things that change while it runs."""
+
+    def __init__(
+        self,
+        program: criu.Criu,
+        facts: GroupFacts,
+        entry: registry.GroupEntry | None,
+        name: str,
+        path: Path,
+        options: DumpOptions,
+        operation: registry.Operation,
+        cleanup: contextlib.ExitStack,
+        progress: Progress | None,
+    ) -> None:
+        self._program = program
+        self._facts = facts
+        self._root = facts.root
+        self._entry = entry
+        self._name = name
+        self._path = path
+        self._options = options
+        self._operation = operation
+        self._cleanup = cleanup
+        self._progress = progress or (lambda stage, done, total: None)
+        self._isolated = facts.isolation is Isolation.NETNS
+        self._frozen_at = 0.0
+        self._thawed_at = 0.0
+        self._committed = False
+
+    def run(self, warnings: tuple[str, ...]) -> DumpReport:
+        """All of the dump, in order."""
+        self._netns = netns.open_of(self._root) if self._isolated else netns.open_own()
+        self._cleanup.callback(os.close, self._netns)
+        self._host = host.read_host(criu.version(self._program))
+        self._images = self._make_images_directory()
+        self._notes = self._read_mount_namespace()
+        self._lock = self._cleanup.enter_context(NetworkLock(self._netns, scope=self._scope()))
+        self._silence()
+        try:
+            self._run_criu()
+        except CkptError as error:
+            if not self._committed:
+                raise self._rolled_back(error) from error
+            # CRIU died with its work done: what it was about to do is done here.
+            ending.end_tree(self._root, timeout=0)
+        self._thawed_at = self._thawed_at or time.monotonic()
+        if self._options.leave_running:
+            self._lock.release()
+            self._summary = self._write_image(self._checkpoint)
+        else:
+            self._take_away()
+        return self._report(warnings)
+
+    # -- before the freeze ---------------------------------------------------------------------------------------
+
+    def _make_images_directory(self) -> Path:
+        try:
+            directory = Path(tempfile.mkdtemp(prefix=f".{self._path.name}.criu-", dir=self._path.parent))
+        except OSError as error:
+            raise StorageError(
+                f"cannot write in {self._path.parent}", code="storage-write", details=os.strerror(error.errno or 0)
+            ) from error
+        self._cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
+        self._operation.note(directories=[str(directory)], task=self._root, task_start_time=self._start_time())
+        return directory
+
+    def _start_time(self) -> int:
+        return self._facts.processes[0].start_time
+
+    def _read_mount_namespace(self) -> CriuNotes:
+        mounts = mntns.read_mounts(self._root)
+        return CriuNotes(
+            netns_key=NETNS_KEY if self._isolated else None,
+            mounts=mounts,
+            files=mntns.foreign_files(self._facts.processes),
+        )
+
+    def _scope(self) -> Scope | None:
+        """What to lock in the host's namespace: the group's own sockets; None in a namespace of its own: everything."""
+        return None if self._isolated else scope_of(self._facts.sockets)
+
+    def _silence(self) -> None:
+        """Lock the network; first give connections that wait to be accepted the time to be.
+
+        An accept queue is not in CRIU's images ("in-flight connection", sk-inet.c), and the client of one that is
+        half open would be answered with a RST by the restored listener.
+        """
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while True:
+            self._lock.close()
+            self._operation.note(lock_tables=list(self._lock.names), netns_pid=self._root)
+            waiting = self._waiting()
+            if not waiting or self._options.skip_in_flight:
+                return
+            if time.monotonic() > deadline:
+                raise RefusedError(
+                    f"{self._name} cannot be dumped",
+                    code="socket-accept-queue",
+                    details=f"{waiting} connections wait to be accepted, and the program does not accept them",
+                    hint="try again when it is less busy, or drop them with --skip-in-flight",
+                )
+            self._lock.gate()
+            while self._waiting() and time.monotonic() < deadline:
+                time.sleep(0.01)
+
+    def _waiting(self) -> int:
+        if self._isolated:
+            return sockdiag.accept_queue(self._netns)
+        return sum(one.accept_queue or 0 for one in sockdiag.read_sockets(self._facts.processes))
+
+    # -- frozen --------------------------------------------------------------------------------------------------
+
+    def _run_criu(self) -> None:
+        with contextlib.ExitStack() as stack:
+            images = stack.enter_context(criu.images_directory(self._images))
+            launch = criu.Launch()
+            if self._notes.mounts is not None:
+                launch = criu.Launch(wrapper=("nsenter", f"--mount=/proc/{self._root}/ns/mnt", "--"))
+                if any(mount.kind == "proc" for mount in self._notes.mounts):
+                    stack.enter_context(mntns.hosts_proc(self._root))
+            request = criu.dump_request(self._program, {"images_dir_fd": images, **self._criu_options()})
+            stack.enter_context(criu.Swrk(self._program, launch)).request(request, self._notify)
+
+    def _criu_options(self) -> dict[str, object]:
+        external = [file.key for file in self._notes.files]
+        if self._isolated:
+            external.append(f"net[{netns.inode(self._netns)}]:{NETNS_KEY}")
+        options: dict[str, object] = {
+            "pid": self._root,
+            "log_level": 4,
+            "log_file": criu.LOG_NAME,
+            "external": external,
+            "leave_running": self._options.leave_running,
+            "network_lock": self._program.rpc.SKIP,
+            "tcp_established": True,
+            "file_locks": True,
+            "ext_unix_sk": True,
+            "link_remap": True,
+            "ghost_limit": GHOST_LIMIT,
+            "manage_cgroups_mode": self._program.rpc.IGNORE,
+        }
+        if self._options.tcp_close:
+            options["tcp_close"] = True
+        if self._options.skip_in_flight:
+            options["tcp_skip_in_flight"] = True
+        return options
+
+    def _notify(self, stage: str, pid: int) -> None:
+        if stage == criu.Stage.PRE_DUMP:
+            self._frozen_at = time.monotonic()
+        elif stage == criu.Stage.POST_DUMP:
+            self._checkpoint = self._read_frozen()
+            if self._options.leave_running:
+                return
+            self._summary = self._write_image(self._checkpoint)
+            self._operation.note(committed=True, image=str(self._path))
+            # From here on the lock must outlive us: tasks that die without it would be answered for by the kernel.
+            self._lock.close(permanent=True)
+            self._operation.note(lock_tables=list(self._lock.names))
+            self._committed = True
+            # ---- point of no return: the image has its name, and CRIU kills the group when this returns ----
+
+    def _read_frozen(self) -> Checkpoint:
+        """The group as it stands still; what was read before the freeze may have changed since."""
+        processes = proc.read_tree(self._root)
+        sockets = sockdiag.read_sockets(processes)
+        network = rtnl.read_network(self._netns) if self._isolated else None
+        return Checkpoint(
+            group=self._describe_group(processes[0], sockets),
+            source=self._host,
+            processes=processes,
+            sockets=sockets,
+            network=network,
+            criu=self._notes,
+        )
+
+    def _describe_group(self, root: Process, sockets: tuple[Socket, ...]) -> Group:
+        connections = 0 if self._options.tcp_close else sum(one.holds_connection for one in sockets)
+        return Group(
+            name=self._name,
+            isolation=self._facts.isolation,
+            root_pid=self._root,
+            pid_namespace=self._facts.root_is_init,
+            command=self._entry.command if self._entry else root.cmdline,
+            log=self._entry.log if self._entry else None,
+            netns_names=self._netns_names(),
+            bridge_made=bool(self._entry and self._entry.bridge_made),
+            connections=connections,
+        )
+
+    def _netns_names(self) -> tuple[str, ...]:
+        pins = map(Path, self._facts.netns_pins)
+        return tuple(pin.name for pin in pins if pin.parent.resolve() == takedown.NETNS_NAMES)
+
+    def _write_image(self, checkpoint: Checkpoint) -> Summary:
+        files = sorted(path for path in self._images.iterdir() if path.name not in _NOT_OURS)
+        total = sum(path.stat().st_size for path in files)
+        done = 0
+        with created(self._path, force=self._options.force) as out, Writer(out, self._options.codec) as writer:
+            for name, record in sections(checkpoint):
+                writer.section(name, record)
+            for path in files:
+                with path.open("rb") as source:
+                    writer.add_file(path.name, source)
+                done += path.stat().st_size
+                self._progress("writing", done, total)
+            return writer.finish()
+
+    # -- after ---------------------------------------------------------------------------------------------------
+
+    def _rolled_back(self, error: CkptError) -> CkptError:
+        """What to say of a dump that CRIU has undone, or that CRIU's own death ended."""
+        if error.code == "criu-died":
+            takedown.leave_repair(self._facts.processes)
+        self._lock.release()
+        if not isinstance(error, criu.CriuError):
+            return error
+        verdict = decisive_line(self._log())
+        return RolledBackError(
+            f"{self._name} could not be dumped, and runs on",
+            code=verdict.code if verdict else error.code,
+            details="\n".join(
+                filter(None, [verdict.brief if verdict else None, verdict.line if verdict else error.details])
+            ),
+            hint=verdict.remedy if verdict else f"CRIU's log is kept in {self._keep_log()}",
+        )
+
+    def _log(self) -> str:
+        with contextlib.suppress(OSError):
+            return (self._images / criu.LOG_NAME).read_text(errors="replace")
+        return ""
+
+    def _keep_log(self) -> Path | None:
+        kept = registry.state_dir() / f"{self._operation.id}.log"
+        with contextlib.suppress(OSError):
+            shutil.copyfile(self._images / criu.LOG_NAME, kept)
+        return kept
+
+    def _take_away(self) -> None:
+        """Remove what the killed group had on this host; nothing of it may answer, so the lock goes with the last."""
+        if self._isolated:
+            # Explicitly: when its last process has ended a namespace is taken down some time later.
+            takedown.remove_links(self._netns)
+            takedown.unpin(self._netns_names())
+        names = self._lock.keep()
+        if not self._isolated:
+            held.hold(names, self._path, self._summary.id)
+        if self._entry is not None:
+            registry.remove(self._entry.name, pid=self._entry.pid)
+
+    def _report(self, warnings: tuple[str, ...]) -> DumpReport:
+        summary = self._summary
+        return DumpReport(
+            name=self._name,
+            path=self._path,
+            image_id=summary.id,
+            size=summary.size,
+            raw_size=summary.raw,
+            frozen_seconds=self._thawed_at - self._frozen_at,
+            processes=len(self._checkpoint.processes),
+            connections=self._checkpoint.group.connections,
+            left_running=self._options.leave_running,
+            warnings=warnings,
+        )
+
+
+def sections(checkpoint: Checkpoint) -> Iterator[tuple[str, Record]]:
+    """The sections of an image, in their order."""
+    yield "group", checkpoint.group
+    yield "source", checkpoint.source
+    yield "criu", checkpoint.criu
+    yield "processes", Processes(processes=checkpoint.processes)
+    yield "sockets", Sockets(sockets=checkpoint.sockets)
+    if checkpoint.network is not None:
+        yield "network", checkpoint.network
+
+
+def scope_of(sockets: tuple[Socket, ...]) -> Scope:
+    """What a lock in a shared namespace has to silence for a group with these sockets."""
+    inet = [one for one in sockets if one.is_inet and one.local is not None and one.local.port]
+    return Scope(
+        connections=tuple(
+            (one.local.address, one.local.port, one.remote.address, one.remote.port)
+            for one in inet
+            if one.holds_connection and one.local and one.remote
+        ),
+        listeners=tuple((one.local.address, one.local.port) for one in inet if one.state == "listen" and one.local),
+        udp_ports=tuple(one.local.port for one in inet if one.type == "dgram" and one.local),
+    )

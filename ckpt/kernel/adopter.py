@@ -1,0 +1,80 @@
+"""The first process of a PID namespace that a restore makes for a group whose PIDs are taken.
+
+A group that was dumped without a PID namespace of its own needs its very PIDs back. Where others have them, CRIU is
+run in a fresh PID namespace, below this program: it starts CRIU, adopts the tree that CRIU leaves behind, passes
+signals on to it, reaps what ends, and ends with the tree's root. From then on it belongs to the group and is dumped
+with it.
+
+Run by path, with an isolated interpreter and nothing but the standard library: the less it maps, the less travels.
+    python3 -I -S adopter.py CRIU ARGUMENTS…
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from types import FrameType
+
+_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def children() -> list[int]:
+    """The direct children of this process."""
+    with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as source:
+        return [int(word) for word in source.read().split()]
+
+
+def pass_on(number: int, _: FrameType | None) -> None:
+    """Send a signal that came for the group to the root of its tree."""
+    for pid in children():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def join_time_namespace(pid: int) -> None:
+    """Enter the time namespace of ``pid``: CRIU makes one to keep the clocks, and dumps only one for a whole tree."""
+    import ctypes
+
+    fd = os.open(f"/proc/{pid}/ns/time", os.O_RDONLY)
+    ctypes.CDLL(None, use_errno=True).setns(fd, 0)
+    os.close(fd)
+
+
+def drop_descriptors() -> None:
+    """Let go of all that was inherited; a dump would find it open outside of the group."""
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+
+
+def main() -> None:
+    """Start CRIU, then be the first process."""
+    os.setsid()
+    criu = os.fork()
+    if criu == 0:
+        os.execv(sys.argv[1], sys.argv[1:])
+    drop_descriptors()
+    os.chdir("/")
+    for number in _PASSED_ON:
+        signal.signal(number, pass_on)
+    root: int | None = None
+    while True:
+        try:
+            pid, status = os.wait()
+        except ChildProcessError:
+            os._exit(1)
+        if pid == criu:
+            root = next(iter(children()), None)
+            if root is None:
+                os._exit(1)
+            join_time_namespace(root)
+        elif pid == root:
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Taking down what a group that was taken away leaves on a host, without a packet.
+
+The namespace of a group goes with its last process, but the kernel does that some time later, and a name given by
+`ip netns` keeps it for ever: its address would go on answering ARP for a service that now lives elsewhere. So its
+links are removed one by one, which takes their ends on the host along, and its names are taken away as
+`ip netns delete` does. And when CRIU was killed in a dump, connections that it had put into repair mode are put back
+to work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from ckpt.kernel import netns as namespaces
+from ckpt.kernel import outside, syscalls
+from ckpt.model.network import FALLBACK_DEVICES
+from ckpt.model.process import FileKind, Process
+
+NETNS_NAMES = Path("/run/netns")
+"""Where `ip netns` keeps its names, as mounts."""
+
+# include/uapi/linux/tcp.h
+_TCP_REPAIR = 19
+_TCP_REPAIR_OFF_NO_WP = -1
+
+
+def remove_links(netns: int) -> tuple[str, ...]:
+    """Remove every link of ``netns`` that somebody made; their names. Those below others go first, or with them."""
+    removed = []
+    with namespaces.entered(netns):
+        for link in list(outside.links()):
+            if link.ifname == "lo" or link.ifname in FALLBACK_DEVICES or not link.kind:
+                continue
+            if outside.delete(link.ifname):
+                removed.append(link.ifname)
+    return tuple(removed)
+
+
+def unpin(names: Sequence[str]) -> None:
+    """Take the names of ``ip netns`` away from a namespace; harmless where they are gone."""
+    for name in names:
+        path = NETNS_NAMES / name
+        with contextlib.suppress(OSError):
+            syscalls.umount2(str(path), syscalls.MNT_DETACH)
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def pin(netns: int, name: str) -> None:
+    """Give ``netns`` a name of ``ip netns``. Raises FileExistsError when it is taken."""
+    NETNS_NAMES.mkdir(mode=0o755, parents=True, exist_ok=True)
+    path = NETNS_NAMES / name
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
+    try:
+        syscalls.mount(f"/proc/self/fd/{netns}", str(path), "", syscalls.MS_BIND)
+    except OSError:
+        path.unlink()
+        raise
+
+
+def leave_repair(processes: Sequence[Process]) -> int:
+    """Put the TCP connections that ``processes`` hold out of repair mode; how many were in it.
+
+    CRIU does that itself unless it was killed. Without a window probe, as CRIU does after a dump that goes on.
+    """
+    found = 0
+    for process in processes:
+        for file in process.files:
+            if file.kind is FileKind.SOCKET:
+                with contextlib.suppress(OSError):
+                    found += _leave_repair(process.pid, file.fd)
+    return found
+
+
+def _leave_repair(pid: int, fd: int) -> bool:
+    pidfd = syscalls.pidfd_open(pid)
+    try:
+        with socket.socket(fileno=syscalls.pidfd_getfd(pidfd, fd)) as duplicate:
+            if duplicate.getsockopt(socket.IPPROTO_TCP, _TCP_REPAIR) != 1:
+                return False
+            duplicate.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _TCP_REPAIR_OFF_NO_WP)
+            return True
+    finally:
+        os.close(pidfd)

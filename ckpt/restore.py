@@ -1,0 +1,425 @@
+"""`ckpt restore`: a group comes back from its file, with its network and its connections.
+
+The image's sections say what the group needs; that is held against this host, and what blocks is refused before
+anything is touched. Then a network namespace is made and locked *before* its first address is there, so that a peer
+that retransmits meets silence and never a kernel without the socket. CRIU restores into it and, with everything in
+place and nothing running, asks whether to go on: the tasks and every socket are held against the image, the group is
+written down, the lock goes, and the answer is yes. That is the point of no return. Then the addresses are announced.
+
+Whatever fails before that point is answered with no: CRIU kills what it restored, silently, the namespace goes with
+our descriptor of it, and what was made on the host is undone. The image is only ever read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckpt import held, registry
+from ckpt.dump import IMAGES, NETNS_KEY, Progress, refuse_blocked, scope_of
+from ckpt.errors import CkptError, RestoreError, StorageError
+from ckpt.image import Reader
+from ckpt.kernel import adopter, apply, arp, criu, ending, host, mntns, netns, outside, proc, rtnl, sockdiag, takedown
+from ckpt.kernel.lock import NetworkLock
+from ckpt.kernel.syscalls import PR_SET_CHILD_SUBREAPER, prctl
+from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group, InheritedFile, Processes, Sockets
+from ckpt.model.criu_log import decisive_line
+from ckpt.model.finding import Finding
+from ckpt.model.host import HostFacts, KnownGroup
+from ckpt.model.network import Network, Place
+from ckpt.model.process import Process
+from ckpt.plan import plan_network
+from ckpt.revalidate import needs_of, revalidate
+from ckpt.verify import compare
+
+ANNOUNCE_AFTER = (0.0, 0.05, 0.15, 0.3, 0.5)
+"""Seconds after the cut-over at which addresses are announced: several, since any one of them may be lost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreReport:
+    """A restore that succeeded, or with ``dry_run`` the findings alone. ``away_seconds`` since the image was made."""
+
+    name: str
+    pid: int = 0
+    processes: int = 0
+    connections: int = 0
+    own_pid_namespace: bool = False
+    restore_seconds: float = 0.0
+    away_seconds: float = 0.0
+    dry_run: bool = False
+    findings: tuple[Finding, ...] = ()
+
+
+def restore_group(
+    image: Path,
+    *,
+    name: str | None = None,
+    dry_run: bool = False,
+    tcp_close: bool = False,
+    criu_path: str | None = None,
+    progress: Progress | None = None,
+) -> RestoreReport:
+    """Restore the group in ``image`` on this host, under ``name`` or the one it had.
+
+    Raises ImageError when the image is not whole, RefusedError when this host lacks what it needs (nothing was
+    touched), RestoreError when the restore failed and was undone.
+    """
+    program = criu.find(criu_path)
+    with Reader(image) as reader:
+        checkpoint = read_checkpoint(reader)
+        name = name or checkpoint.group.name
+        findings = examine(checkpoint, program, name, tcp_close=tcp_close)
+        if dry_run:
+            return RestoreReport(name=name, dry_run=True, findings=findings)
+        refuse_blocked(findings, f"{image} cannot be restored here")
+        with registry.Operation("restore", name) as operation, contextlib.ExitStack() as undo:
+            restore = _Restore(program, reader, image.absolute(), checkpoint, name, tcp_close, operation, undo)
+            return restore.run(progress or (lambda stage, done, total: None), findings)
+
+
+def read_checkpoint(reader: Reader) -> Checkpoint:
+    """The sections of an image as records."""
+    return Checkpoint(
+        group=reader.section("group", Group),
+        source=reader.section("source", HostFacts),
+        criu=reader.section("criu", CriuNotes),
+        processes=reader.section("processes", Processes).processes,
+        sockets=reader.section("sockets", Sockets).sockets,
+        network=reader.section("network", Network) if "network" in reader.sections else None,
+    )
+
+
+def examine(checkpoint: Checkpoint, program: criu.Criu, name: str, *, tcp_close: bool = False) -> tuple[Finding, ...]:
+    """What is to be said of restoring ``checkpoint`` on this host; changes nothing."""
+    groups = tuple(_known(entry) for entry in registry.entries())
+    needs = needs_of(checkpoint.group, checkpoint.processes, checkpoint.sockets, checkpoint.network, checkpoint.criu)
+    target = host.read_target(needs, criu.version(program), groups=groups)
+    return revalidate(checkpoint, target, name=name, tcp_close=tcp_close)
+
+
+def _known(entry: registry.GroupEntry) -> KnownGroup:
+    return KnownGroup(
+        name=entry.name,
+        pid=entry.pid,
+        alive=entry.alive,
+        addresses=entry.addresses,
+        links=tuple(filter(None, (entry.bridge, entry.parent))),
+    )
+
+
+class _Restore:
+    """One restore under way: what it works on, and the few things that change while it runs."""
+
+    def __init__(
+        self,
+        program: criu.Criu,
+        reader: Reader,
+        image: Path,
+        checkpoint: Checkpoint,
+        name: str,
+        tcp_close: bool,
+        operation: registry.Operation,
+        undo: contextlib.ExitStack,
+    ) -> None:
+        self._program = program
+        self._reader = reader
+        self._image = image
+        self._checkpoint = checkpoint
+        self._name = name
+        self._tcp_close = tcp_close
+        self._operation = operation
+        self._undo = undo
+        self._network: Network | None = None
+        self._netns: int | None = None
+        self._root = 0
+        self._restored: tuple[Process, ...] = ()
+
+    def run(self, progress: Progress, findings: tuple[Finding, ...]) -> RestoreReport:
+        """All of the restore, in order."""
+        began = time.monotonic()
+        with contextlib.ExitStack() as passing:
+            images = self._extract(progress)
+            passing.callback(shutil.rmtree, images, ignore_errors=True)
+            try:
+                self._lock = self._make_network(passing)
+                self._run_criu(images, passing)
+            except CkptError as error:
+                raise self._undone(error, images) from error
+            # What there would be to undo on the host is the group's now.
+            self._undo.pop_all()
+            self._announce()
+        return self._report(began, findings)
+
+    # -- before CRIU ---------------------------------------------------------------------------------------------
+
+    def _extract(self, progress: Progress) -> Path:
+        """CRIU's files in a directory of their own, beside the image if that can be written."""
+        failure: OSError | None = None
+        for place in (self._image.parent, IMAGES, Path(tempfile.gettempdir())):
+            try:
+                directory = Path(tempfile.mkdtemp(prefix=f".{self._image.name}.criu-", dir=place))
+                break
+            except OSError as error:
+                failure = error
+        else:
+            raise StorageError("there is no directory to unpack CRIU's files in", code="storage-write") from failure
+        self._operation.note(directories=[str(directory)])
+        try:
+            self._reader.extract(directory, progress=lambda done, total: progress("reading", done, total))
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        return directory
+
+    def _make_network(self, passing: contextlib.ExitStack) -> NetworkLock:
+        """The namespace, locked before it has an address; or a lock on the group's own sockets on the host."""
+        wanted = self._checkpoint.network
+        if wanted is None:
+            lock = passing.enter_context(
+                NetworkLock(passing.enter_context(_own_netns()), scope=scope_of(self._checkpoint.sockets))
+            )
+            lock.close(permanent=True)
+            self._operation.note(lock_tables=list(lock.names), netns_pid=os.getpid())
+            held.release(self._reader.header.id)
+            return lock
+        self._netns = netns.create()
+        passing.callback(os.close, self._netns)
+        lock = NetworkLock(self._netns)
+        lock.close(permanent=True)
+        self._network = self._fit_outside(wanted)
+        self._make_bridges(self._network)
+        observed = rtnl.read_network(self._netns)
+        apply.apply(self._netns, plan_network(self._network, observed), self._undo)
+        for pin in self._checkpoint.group.netns_names:
+            takedown.pin(self._netns, pin)
+            self._undo.callback(takedown.unpin, [pin])
+        return lock
+
+    def _fit_outside(self, network: Network) -> Network:
+        """The network with the host's ends of its veths named so that they are free here."""
+        links = []
+        for link in network.links:
+            peer = link.counterpart
+            if link.kind == "veth" and peer is not None and peer.place is Place.CALLER:
+                ifname = f"ckpt{secrets.token_hex(4)}" if outside.find(peer.ifname) else peer.ifname
+                link = dataclasses.replace(link, counterpart=dataclasses.replace(peer, ifname=ifname, ifindex=0))
+            links.append(link)
+        network = dataclasses.replace(network, links=tuple(links))
+        self._operation.note(links=list(_outside_ends(network)))
+        return network
+
+    def _make_bridges(self, network: Network) -> None:
+        if not self._checkpoint.group.bridge_made:
+            return
+        for master in {link.counterpart.master for link in network.links if link.counterpart} - {""}:
+            self._operation.note(bridge=master)
+            if outside.ensure_bridge(master):
+                self._undo.callback(outside.delete, master)
+
+    # -- CRIU ----------------------------------------------------------------------------------------------------
+
+    def _run_criu(self, images: Path, passing: contextlib.ExitStack) -> None:
+        launch = self._launch(passing)
+        options: dict[str, object] = {
+            # By path: in a PID namespace of its own CRIU cannot see our /proc/PID/fd.
+            "images_dir_fd": -1,
+            "images_dir": str(images),
+            "log_level": 4,
+            "log_file": criu.LOG_NAME,
+            "tcp_established": not self._tcp_close,
+            "tcp_close": self._tcp_close,
+            "file_locks": True,
+            "ext_unix_sk": True,
+            "link_remap": True,
+            "orphan_pts_master": True,
+            "manage_cgroups_mode": self._program.rpc.IGNORE,
+            "inherit_fd": self._inherited,
+        }
+        request = criu.restore_request(self._program, options)
+        with _adopting_orphans(), criu.Swrk(self._program, launch) as swrk:
+            swrk.request(request, lambda stage, pid: self._notify(swrk, stage, pid))
+
+    def _launch(self, passing: contextlib.ExitStack) -> criu.Launch:
+        """What CRIU inherits and runs in: the namespaces of the group that are not in its images."""
+        notes = self._checkpoint.criu
+        self._inherited: list[dict[str, object]] = []
+        if self._netns is not None:
+            self._inherited.append({"key": notes.netns_key or NETNS_KEY, "fd": self._netns})
+        for file in notes.files:
+            self._inherited.append({"key": file.key, "fd": passing.enter_context(_opened(file))})
+        passed = [int(str(one["fd"])) for one in self._inherited]
+        wrapper: list[str] = []
+        if notes.mounts is not None:
+            mounts = mntns.create(notes.mounts, self._netns)
+            passing.callback(os.close, mounts)
+            passed.append(mounts)
+            wrapper += ["nsenter", f"--mount=/proc/self/fd/{mounts}", "--"]
+        self._adopted = not self._checkpoint.group.pid_namespace and bool(pids_taken(self._checkpoint.processes))
+        if self._adopted:
+            wrapper += ["unshare", "--pid", "--mount", "--fork", "--mount-proc", "--propagation", "slave", "--"]
+            wrapper += [sys.executable, "-I", "-S", adopter.__file__]
+        return criu.Launch(pass_fds=tuple(passed), wrapper=tuple(wrapper), wrapper_lingers=self._adopted)
+
+    def _notify(self, swrk: criu.Swrk, stage: str, pid: int) -> None:
+        if stage != criu.Stage.POST_RESTORE:
+            return
+        self._root = proc.children(swrk.pid)[0] if self._adopted else pid
+        for mount in self._checkpoint.criu.mounts or ():
+            if mount.kind == "proc" and not self._adopted:
+                mntns.mount_proc(self._root, mount.target)
+        self._verify()
+        self._write_down()
+        # What is released here is the group's: from now on CRIU's tasks live on without us.
+        prctl(PR_SET_CHILD_SUBREAPER, 0)
+        self._lock.release()
+        # ---- point of no return: packets pass, and CRIU lets the tasks run when this returns ----
+
+    def _verify(self) -> None:
+        """Hold what CRIU restored against the image: every task, and every socket where the image says it was."""
+        self._restored = proc.read_tree(self._root)
+        missing = {one.ns_pid for one in self._checkpoint.processes} - {one.ns_pid for one in self._restored}
+        live = sockdiag.read_sockets(self._restored)
+        wrong = [f"the process {pid} is missing" for pid in sorted(missing)]
+        wrong += compare(self._checkpoint.sockets, live, tcp_close=self._tcp_close)
+        if wrong:
+            raise RestoreError(
+                "what CRIU restored is not what the image holds", code="restore-differs", details="\n".join(wrong)
+            )
+
+    def _write_down(self) -> None:
+        group, network = self._checkpoint.group, self._network
+        addresses = tuple(one.address for one in network.addresses if one.scope != "host") if network else ()
+        masters = [link.counterpart.master for link in network.links if link.counterpart] if network else []
+        entry = registry.GroupEntry(
+            name=self._name,
+            pid=self._root,
+            start_time=registry.start_time(self._root) or 0,
+            isolation=group.isolation.value,
+            netns=netns.inode(self._netns) if self._netns is not None else None,
+            links=_outside_ends(network) if network else (),
+            bridge=next(filter(None, masters), None),
+            bridge_made=group.bridge_made,
+            addresses=addresses,
+            log=group.log,
+            command=group.command,
+            restored_from=str(self._image),
+        )
+        registry.add(entry)
+        self._undo.callback(registry.remove, self._name, pid=self._root)
+
+    # -- after ---------------------------------------------------------------------------------------------------
+
+    def _announce(self) -> None:
+        if self._netns is None or self._network is None:
+            return
+        began = time.monotonic()
+        for after in ANNOUNCE_AFTER:
+            time.sleep(max(0.0, began + after - time.monotonic()))
+            arp.announce(self._netns, self._network)
+
+    def _undone(self, error: CkptError, images: Path) -> CkptError:
+        if not isinstance(error, criu.CriuError):
+            return error
+        with contextlib.suppress(OSError):
+            log = (images / criu.LOG_NAME).read_text(errors="replace")
+            kept = registry.state_dir() / f"{self._operation.id}.log"
+            shutil.copyfile(images / criu.LOG_NAME, kept)
+            verdict = decisive_line(log)
+            return RestoreError(
+                f"{self._name} could not be restored; nothing of it was left, the image is as it was",
+                code=verdict.code if verdict else error.code,
+                details=f"{verdict.brief}\n{verdict.line}" if verdict else error.details,
+                hint=(verdict.remedy if verdict else None) or f"CRIU's log is kept in {kept}",
+            )
+        return RestoreError(
+            f"{self._name} could not be restored; nothing of it was left, the image is as it was",
+            code=error.code,
+            details=error.details,
+        )
+
+    def _report(self, began: float, findings: tuple[Finding, ...]) -> RestoreReport:
+        return RestoreReport(
+            name=self._name,
+            pid=self._root,
+            processes=len(self._restored),
+            connections=0 if self._tcp_close else self._checkpoint.group.connections,
+            own_pid_namespace=self._adopted,
+            restore_seconds=time.monotonic() - began,
+            away_seconds=time.time() - self._reader.header.created,
+            findings=findings,
+        )
+
+
+def pids_taken(processes: tuple[Process, ...]) -> tuple[int, ...]:
+    """Those ids of processes, threads, groups and sessions that something here has already."""
+    wanted = {thread.ns_ids[-1] for one in processes for thread in one.threads if thread.ns_ids}
+    wanted |= {one.ns_pid for one in processes}
+    return tuple(sorted(number for number in wanted if Path(f"/proc/{number}").exists()))
+
+
+def _outside_ends(network: Network) -> tuple[str, ...]:
+    """The names of the links on the host that are the other ends of the group's."""
+    return tuple(
+        link.counterpart.ifname
+        for link in network.links
+        if link.kind == "veth" and link.counterpart is not None and link.counterpart.place is Place.CALLER
+    )
+
+
+@contextlib.contextmanager
+def _own_netns() -> Iterator[int]:
+    fd = netns.open_own()
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _opened(file: InheritedFile) -> Iterator[int]:
+    """A file that CRIU could not find by itself, as it was open."""
+    try:
+        fd = os.open(file.path, file.flags & ~(os.O_CREAT | os.O_EXCL | os.O_TRUNC) | os.O_CLOEXEC)
+        if file.position and not file.flags & os.O_APPEND:
+            os.lseek(fd, file.position, os.SEEK_SET)
+    except OSError as error:
+        raise RestoreError(
+            f"cannot open {file.path}, which the group had open",
+            code="file-open",
+            details=os.strerror(error.errno or 0),
+        ) from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _adopting_orphans() -> Iterator[None]:
+    """Until the restore is settled, what a CRIU that was killed leaves half made falls to us, and we kill it."""
+    before = set(_children())
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    except BaseException:
+        for pid in set(_children()) - before:
+            ending.end_tree(pid, timeout=0)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        raise
+    finally:
+        prctl(PR_SET_CHILD_SUBREAPER, 0)
+
+
+def _children() -> list[int]:
+    return [int(word) for path in Path("/proc/self/task").glob("*/children") for word in path.read_text().split()]
