@@ -235,7 +235,10 @@ def _templates(wanted: Network, observed: Network) -> dict[str, str]:
         parts = _parts(key)
         if parts is None or (parts[0] in ("all", "default") and observed.sysctls.get(key, value) != value):
             values[key] = value
-    return values | {key: value for key, value in _QUIET.items() if key in observed.sysctls}
+    quiet = {key: value for key, value in _QUIET.items() if key in observed.sysctls}
+    if not wanted.complete:
+        quiet.pop("net/ipv6/conf/default/addr_gen_mode", None)  # the kernel's link-local addresses are wanted
+    return values | quiet
 
 
 def _devices(wanted: Network, names: set[str]) -> dict[str, str]:
