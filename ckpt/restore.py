@@ -20,7 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,8 @@ from ckpt.verify import compare
 
 ANNOUNCE_AFTER = (0.0, 0.05, 0.15, 0.3, 0.5)
 """Seconds after the cut-over at which addresses are announced: several, since any one of them may be lost."""
+
+ZOMBIE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +144,6 @@ class _Restore:
         self._network: Network | None = None
         self._netns: int | None = None
         self._root = 0
-        self._restored: tuple[Process, ...] = ()
 
     def run(self, progress: Progress, findings: tuple[Finding, ...]) -> RestoreReport:
         """All of the restore, in order."""
@@ -264,10 +265,11 @@ class _Restore:
             passing.callback(os.close, mounts)
             passed.append(mounts)
             wrapper += ["nsenter", f"--mount=/proc/self/fd/{mounts}", "--"]
-        self._adopted = not self._checkpoint.group.pid_namespace and bool(pids_taken(self._checkpoint.processes))
+        self._adopted = not self._checkpoint.group.pid_namespace and are_pids_taken(self._checkpoint.processes)
         if self._adopted:
             wrapper += ["unshare", "--pid", "--mount", "--fork", "--mount-proc", "--propagation", "slave", "--"]
-            wrapper += [sys.executable, "-I", "-S", adopter.__file__]
+            inside = "-" if self._netns is None else str(self._netns)
+            wrapper += [sys.executable, "-I", "-S", adopter.__file__, inside]
         return criu.Launch(pass_fds=tuple(passed), wrapper=tuple(wrapper), wrapper_lingers=self._adopted)
 
     def _notify(self, swrk: criu.Swrk, stage: str, pid: int) -> None:
@@ -286,9 +288,10 @@ class _Restore:
 
     def _verify(self) -> None:
         """Hold what CRIU restored against the image: every task, and every socket where the image says it was."""
-        self._restored = proc.read_tree(self._root)
-        missing = {one.ns_pid for one in self._checkpoint.processes} - {one.ns_pid for one in self._restored}
-        live = sockdiag.read_sockets(self._restored)
+        wanted = {one.ns_pid for one in self._checkpoint.processes}
+        restored = [one for one in proc.read_tree(self._root) if one.ns_pid in wanted]
+        live = sockdiag.read_sockets(restored)
+        missing = wanted - {one.ns_pid for one in restored}
         wrong = [f"the process {pid} is missing" for pid in sorted(missing)]
         wrong += compare(self._checkpoint.sockets, live, tcp_close=self._tcp_close)
         if wrong:
@@ -351,7 +354,7 @@ class _Restore:
         return RestoreReport(
             name=self._name,
             pid=self._root,
-            processes=len(self._restored),
+            processes=len(self._checkpoint.processes),
             connections=0 if self._tcp_close else self._checkpoint.group.connections,
             own_pid_namespace=self._adopted,
             restore_seconds=time.monotonic() - began,
@@ -360,11 +363,21 @@ class _Restore:
         )
 
 
-def pids_taken(processes: tuple[Process, ...]) -> tuple[int, ...]:
-    """Those ids of processes, threads, groups and sessions that something here has already."""
+def are_pids_taken(processes: Sequence[Process]) -> bool:
+    """Whether something here has an id that these processes and threads need.
+
+    A zombie is waited for a moment: the group itself may have been dumped just now, and its parent be slow.
+    """
     wanted = {thread.ns_ids[-1] for one in processes for thread in one.threads if thread.ns_ids}
     wanted |= {one.ns_pid for one in processes}
-    return tuple(sorted(number for number in wanted if Path(f"/proc/{number}").exists()))
+    deadline = time.monotonic() + ZOMBIE_SECONDS
+    while True:
+        taken = [number for number in wanted if Path(f"/proc/{number}").exists()]
+        if not taken:
+            return False
+        if any(registry.start_time(number) is not None for number in taken) or time.monotonic() > deadline:
+            return True
+        time.sleep(0.02)
 
 
 def _outside_ends(network: Network) -> tuple[str, ...]:

@@ -6,7 +6,9 @@ signals on to it, reaps what ends, and ends with the tree's root. From then on i
 with it.
 
 Run by path, with an isolated interpreter and nothing but the standard library: the less it maps, the less travels.
-    python3 -I -S adopter.py CRIU ARGUMENTS…
+    python3 -I -S adopter.py NETNS CRIU ARGUMENTS…
+NETNS is the descriptor of the network namespace that the group lives in, or - when that is the caller's. CRIU itself
+stays outside of it: it tries TCP over lo when it starts, and the group's network is locked.
 """
 
 from __future__ import annotations
@@ -33,12 +35,19 @@ def pass_on(number: int, _: FrameType | None) -> None:
             os.kill(pid, number)
 
 
-def join_time_namespace(pid: int) -> None:
-    """Enter the time namespace of ``pid``: CRIU makes one to keep the clocks, and dumps only one for a whole tree."""
+def join(fd: int) -> None:
+    """Enter the namespace that ``fd`` stands for."""
     import ctypes
 
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(fd, 0):
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+def join_time_namespace(pid: int) -> None:
+    """Enter the time namespace of ``pid``: CRIU makes one to keep the clocks, and dumps only one for a whole tree."""
     fd = os.open(f"/proc/{pid}/ns/time", os.O_RDONLY)
-    ctypes.CDLL(None, use_errno=True).setns(fd, 0)
+    join(fd)
     os.close(fd)
 
 
@@ -55,7 +64,9 @@ def main() -> None:
     os.setsid()
     criu = os.fork()
     if criu == 0:
-        os.execv(sys.argv[1], sys.argv[1:])
+        os.execv(sys.argv[2], sys.argv[2:])
+    if sys.argv[1] != "-":
+        join(int(sys.argv[1]))
     drop_descriptors()
     os.chdir("/")
     for number in _PASSED_ON:
