@@ -73,9 +73,18 @@ def attach(spec: GroupSpec, namespace: int, operation: Operation, undo: ExitStac
         if bridge_made:
             undo.callback(outside.delete, spec.link)
             outside.ensure_bridge(spec.link)
-    apply.apply(namespace, plan_network(wanted_network(spec, outside_ifname), rtnl.read_network(namespace)), undo)
+    wanted = wanted_network(spec, outside_ifname, _random_mac())
+    apply.apply(namespace, plan_network(wanted, rtnl.read_network(namespace)), undo)
+    # Who has talked to an earlier owner of the addresses shall not have to wait until it forgets that one's MAC.
+    arp.announce(namespace, wanted)
     shared = any(other.bridge == spec.link and other.bridge_made for other in registry.entries())
     return Attachment(links=links, bridge_made=bridge_made or (bool(links) and shared))
+
+
+def _random_mac() -> str:
+    """A unicast MAC address from the locally administered range."""
+    first, *rest = secrets.token_bytes(6)
+    return bytes([first & 0xFC | 0x02, *rest]).hex(":")
 
 
 def _group_with(address: ipaddress.IPv4Address | ipaddress.IPv6Address, link: str) -> str | None:

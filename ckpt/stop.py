@@ -15,14 +15,6 @@ from ckpt.registry import GroupEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cleared:
-    """What was taken away: links of the host, and the bridge when it was ours and unused."""
-
-    links: tuple[str, ...] = ()
-    bridge: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StopReport:
     """How a group was stopped: the ``signal`` that ended it, None when it had exited, and what was taken away."""
 
@@ -35,23 +27,25 @@ class StopReport:
 def stop_group(name: str, *, timeout: float = 10.0) -> StopReport:
     """End the group called ``name``: SIGTERM, and SIGKILL after ``timeout`` seconds (0: at once)."""
     entry = registry.get(name)
+    # Asked before the end: the kernel takes a veth pair down with the namespace, a moment after the last process.
+    links = tuple(link for link in entry.links if outside.find(link) is not None)
     used = ending.end_tree(entry.pid, timeout=timeout) if entry.alive else None
-    cleared = clear(entry)
-    return StopReport(name=name, signal=used, links=cleared.links, bridge=cleared.bridge)
+    return StopReport(name=name, signal=used, links=links, bridge=clear(entry))
 
 
-def clear(entry: GroupEntry) -> Cleared:
-    """Forget a group that has ended and remove its links from the host; does nothing twice, and nothing to others.
+def clear(entry: GroupEntry) -> str | None:
+    """Forget a group that has ended and remove its links from the host; the name of the bridge when that went too.
 
-    A group that was dumped and restored meanwhile under the same name has another PID, and is left alone.
+    Does nothing twice, and nothing to a group of the same name that was restored meanwhile: it has another PID.
     """
     with registry.locked():
         known = registry.find(entry.name)
         if known is None or (known.pid, known.start_time) != (entry.pid, entry.start_time):
-            return Cleared()
-        links = tuple(link for link in entry.links if outside.delete(link))
+            return None
+        for link in entry.links:
+            outside.delete(link)
         registry.remove(entry.name)
-        return Cleared(links=links, bridge=entry.bridge if _release_bridge(entry) else None)
+        return entry.bridge if _release_bridge(entry) else None
 
 
 def _release_bridge(entry: GroupEntry) -> bool:

@@ -19,12 +19,12 @@ from ckpt.kernel.proc import tree_pids
 def end_tree(root: int, *, timeout: float) -> str | None:
     """End ``root`` and all below it: SIGTERM to the root, after ``timeout`` seconds SIGKILL to all.
 
-    Returns the name of the signal that did it, None when ``root`` is not there. On return none of them runs.
+    Returns the name of the signal that did it, None when ``root`` had ended before. On return none of them runs.
     """
     with contextlib.ExitStack() as stack:
         pidfds = [pidfd for pid in descendants(root) if (pidfd := stack.enter_context(_opened(pid))) is not None]
         root_fd = stack.enter_context(_opened(root))
-        if root_fd is None:
+        if root_fd is None or wait_gone(root_fd, 0):
             return None
         used = signal.SIGTERM if timeout > 0 else signal.SIGKILL
         _send(root_fd, used)

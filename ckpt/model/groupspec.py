@@ -110,22 +110,36 @@ def parse_address(text: str) -> Interface:
     return interface
 
 
-def wanted_network(spec: GroupSpec, outside_ifname: str) -> Network:
-    """The namespace that ``spec`` asks for; ``outside_ifname`` names the host's end of a veth pair."""
+def wanted_network(spec: GroupSpec, outside_ifname: str, mac: str) -> Network:
+    """The namespace that ``spec`` asks for; ``outside_ifname`` names the host's end of a veth pair.
+
+    ``mac`` is that of the group's link: chosen by the caller, because the group's link-local address is made of it.
+    """
     loopback = Link(ifname="lo", kind="loopback", flags=("up",))
     if spec.link is None:
         return Network(links=(loopback,))
     if spec.kind is LinkKind.VETH:
         outside = Counterpart(place=Place.CALLER, ifname=outside_ifname, kind="veth", master=spec.link, up=True)
-        link = Link(ifname=GROUP_IFNAME, kind="veth", counterpart=outside)
+        link = Link(ifname=GROUP_IFNAME, kind="veth", mac=mac, counterpart=outside)
     else:
         below = Counterpart(place=Place.CALLER, ifname=spec.link)
-        link = Link(ifname=GROUP_IFNAME, kind="macvlan", counterpart=below, options={"mode": "bridge"})
+        link = Link(ifname=GROUP_IFNAME, kind="macvlan", mac=mac, counterpart=below, options={"mode": "bridge"})
+    interfaces = [parse_address(text) for text in spec.addresses]
+    # What the kernel would add by itself, were the namespace not filled from records; a host without IPv6 has none.
+    if any(interface.version == 6 for interface in interfaces):
+        interfaces.append(_link_local(mac))
     return Network(
         links=(loopback, link),
-        addresses=tuple(_address(parse_address(text)) for text in spec.addresses),
+        addresses=tuple(_address(interface) for interface in dict.fromkeys(interfaces)),
         routes=tuple(_default_route(text) for text in spec.gateways),
     )
+
+
+def _link_local(mac: str) -> ipaddress.IPv6Interface:
+    """The link-local address of a link with ``mac`` (RFC 4291, appendix A: modified EUI-64)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    identifier = bytes([octets[0] ^ 0x02]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return ipaddress.IPv6Interface((LINK_LOCAL.network_address.packed[:8] + identifier, 64))
 
 
 def _address(interface: Interface) -> Address:
