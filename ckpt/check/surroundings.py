@@ -11,6 +11,9 @@ from ckpt.model.socket import Socket
 
 DEV_TTY = "5:0"
 
+NETNS_NAMES = "/run/netns/"
+"""The names that `ip netns` gives; a dump takes them along, and the restore gives them back."""
+
 
 def check_surroundings(facts: GroupFacts) -> Iterator[Finding]:
     """The rules that look at both sides."""
@@ -22,12 +25,13 @@ def check_surroundings(facts: GroupFacts) -> Iterator[Finding]:
             "and taken away with it",
             "end these processes, or name a root task that all of them are below",
         )
-    if facts.netns_pins:
+    kept = [pin for pin in facts.netns_pins if not pin.startswith(NETNS_NAMES)]
+    if kept:
         yield warn(
             "netns-pinned",
             f"network namespace {facts.netns}",
-            f"is kept by {', '.join(facts.netns_pins)}: it stays after the dump",
-            "ip netns delete, or umount, what keeps it",
+            f"is kept by {', '.join(kept)}: after the dump it stays, without its links",
+            "umount or close what keeps it",
         )
     for end in facts.outside:
         yield from _outside(facts, end)
