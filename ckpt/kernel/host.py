@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ckpt import __version__
 from ckpt.errors import CkptError
-from ckpt.kernel import arp, diag, elf, netns, outside, probe, rtnl_links
+from ckpt.kernel import arp, diag, elf, netns, outside, probe, rtnl_kinds, rtnl_links
 from ckpt.kernel.files import TTY_MAJORS, device_name
 from ckpt.kernel.netlink import Netlink
 from ckpt.kernel.procfs import read_text
@@ -98,7 +98,7 @@ def read_target(
         sockets=tuple(_busy_sockets(frozenset(needs.ports))),
         # /proc shows threads under their own ids too, though it does not list them
         pids_taken=tuple(pid for pid in needs.pids if os.path.exists(f"/proc/{pid}")),
-        kinds_missing=probe.missing_link_kinds(needs.kinds) if needs.kinds else (),
+        kinds_missing=_kinds_missing(needs.kinds),
         tools_missing=tuple(tool for tool in needs.tools if shutil.which(tool) is None),
         congestion=tuple(read_text("/proc/sys/net/ipv4/tcp_available_congestion_control").split()),
         nonlocal_bind=read_text("/proc/sys/net/ipv4/ip_nonlocal_bind").strip() == "1",
@@ -134,6 +134,12 @@ def read_links() -> tuple[LinkFacts, ...]:
         )
         for link in raw.values()
     )
+
+
+def _kinds_missing(kinds: Sequence[str]) -> tuple[str, ...]:
+    strange = tuple(kind for kind in kinds if kind not in rtnl_kinds.OPTIONS)
+    known = tuple(kind for kind in kinds if kind not in strange)
+    return strange + (probe.missing_link_kinds(known) if known else ())
 
 
 def ask(probes: Sequence[Probe], links: Sequence[LinkFacts], seconds: float) -> tuple[Answer, ...]:

@@ -27,7 +27,7 @@ def check_network(checkpoint: Checkpoint, needs: Needs, target: TargetFacts) -> 
         yield block(
             "link-kind",
             f"links of kind {kind}",
-            "the kernel does not know them",
+            "this host cannot make them",
             f"modprobe {kind}, or boot a kernel that has it",
         )
     for link in network.links:
@@ -87,7 +87,8 @@ def _bridge(link: Link, bridge: str, target: TargetFacts, *, bridge_made: bool) 
             f"make {bridge} a bridge",
         )
         return
-    if found.mtu and link.mtu > found.mtu:
+    # a bridge without ports takes the MTU of its first one
+    if link.mtu > found.mtu and any(one.master == bridge for one in target.links):
         yield warn(
             "link-mtu",
             bridge,

@@ -189,6 +189,7 @@ TARGET = TargetFacts(
         LinkFacts(ifname="lo", ifindex=1, kind="loopback", mtu=65536),
         LinkFacts(ifname="host1", ifindex=2, mtu=1500),
         LinkFacts(ifname="br0", ifindex=3, kind="bridge", mtu=1500),
+        LinkFacts(ifname="port", ifindex=4, kind="veth", mtu=1500, master="br0"),
     ),
     addresses=(
         Address(ifname="host1", address="192.0.2.1/24", broadcast="192.0.2.255"),
