@@ -17,28 +17,24 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpt import held, registry
+from ckpt import held, registry, sections
 from ckpt.check import check_dump
 from ckpt.errors import CkptError, ExistsError, NotFoundError, RefusedError, RolledBackError, StorageError
 from ckpt.image import Summary, Writer, created
 from ckpt.kernel import criu, ending, host, mntns, netns, proc, rtnl, sockdiag, takedown
 from ckpt.kernel.lock import NetworkLock, Scope
-from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group, Processes, Sockets
+from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group
 from ckpt.model.criu_log import decisive_line
 from ckpt.model.finding import Finding, Severity, blocking
-from ckpt.model.host import HostFacts
-from ckpt.model.network import Network
 from ckpt.model.process import GroupFacts, Isolation, Process
 from ckpt.model.socket import Socket
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a word for the stage, and how much of how much is done, in bytes."""
-
-Record = Group | HostFacts | CriuNotes | Processes | Sockets | Network
 
 IMAGES = Path("/var/lib/ckpt")
 """Where an image goes that was given no name."""
@@ -360,8 +356,7 @@ class _Dump:
         total = sum(path.stat().st_size for path in files)
         done = 0
         with created(self._path, force=self._options.force) as out, Writer(out, self._options.codec) as writer:
-            for name, record in sections(checkpoint):
-                writer.section(name, record)
+            sections.write(writer, checkpoint)
             for path in files:
                 with path.open("rb") as source:
                     writer.add_file(path.name, source)
@@ -425,17 +420,6 @@ class _Dump:
             left_running=self._options.leave_running,
             warnings=warnings,
         )
-
-
-def sections(checkpoint: Checkpoint) -> Iterator[tuple[str, Record]]:
-    """The sections of an image, in their order."""
-    yield "group", checkpoint.group
-    yield "source", checkpoint.source
-    yield "criu", checkpoint.criu
-    yield "processes", Processes(processes=checkpoint.processes)
-    yield "sockets", Sockets(sockets=checkpoint.sockets)
-    if checkpoint.network is not None:
-        yield "network", checkpoint.network
 
 
 def scope_of(sockets: tuple[Socket, ...]) -> Scope:

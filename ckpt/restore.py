@@ -24,17 +24,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpt import held, registry
+from ckpt import held, registry, sections
 from ckpt.dump import IMAGES, NETNS_KEY, Progress, refuse_blocked, scope_of
 from ckpt.errors import CkptError, RestoreError, StorageError
 from ckpt.image import Reader
 from ckpt.kernel import adopter, apply, arp, criu, ending, host, mntns, netns, outside, proc, rtnl, sockdiag, takedown
 from ckpt.kernel.lock import NetworkLock
 from ckpt.kernel.syscalls import PR_SET_CHILD_SUBREAPER, prctl
-from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group, InheritedFile, Processes, Sockets
+from ckpt.model.checkpoint import Checkpoint, InheritedFile
 from ckpt.model.criu_log import decisive_line
 from ckpt.model.finding import Finding
-from ckpt.model.host import HostFacts, KnownGroup
+from ckpt.model.host import KnownGroup
 from ckpt.model.network import Network, Place
 from ckpt.model.process import Process
 from ckpt.plan import plan_network
@@ -77,8 +77,8 @@ def restore_group(
     touched), RestoreError when the restore failed and was undone.
     """
     program = criu.find(criu_path)
-    with Reader(image) as reader:
-        checkpoint = read_checkpoint(reader)
+    with Reader(image, known=sections.KNOWN) as reader:
+        checkpoint = sections.read(reader)
         name = name or checkpoint.group.name
         findings = examine(checkpoint, program, name, tcp_close=tcp_close)
         if dry_run:
@@ -87,18 +87,6 @@ def restore_group(
         with registry.Operation("restore", name) as operation, contextlib.ExitStack() as undo:
             restore = _Restore(program, reader, image.absolute(), checkpoint, name, tcp_close, operation, undo)
             return restore.run(progress or (lambda stage, done, total: None), findings)
-
-
-def read_checkpoint(reader: Reader) -> Checkpoint:
-    """The sections of an image as records."""
-    return Checkpoint(
-        group=reader.section("group", Group),
-        source=reader.section("source", HostFacts),
-        criu=reader.section("criu", CriuNotes),
-        processes=reader.section("processes", Processes).processes,
-        sockets=reader.section("sockets", Sockets).sockets,
-        network=reader.section("network", Network) if "network" in reader.sections else None,
-    )
 
 
 def examine(checkpoint: Checkpoint, program: criu.Criu, name: str, *, tcp_close: bool = False) -> tuple[Finding, ...]:

@@ -60,20 +60,11 @@ def command(image: Path) -> None:
 
 def read(image: Path) -> Content:
     """What the image says of itself."""
+    from ckpt import sections
     from ckpt.image import Reader
-    from ckpt.model import checkpoint
-    from ckpt.model.host import HostFacts
-    from ckpt.model.network import Network
 
-    with Reader(image) as reader:
-        found = checkpoint.Checkpoint(
-            group=reader.section("group", checkpoint.Group),
-            source=reader.section("source", HostFacts),
-            processes=reader.section("processes", checkpoint.Processes).processes,
-            sockets=reader.section("sockets", checkpoint.Sockets).sockets,
-            network=reader.section("network", Network) if "network" in reader.sections else None,
-            criu=reader.section("criu", checkpoint.CriuNotes),
-        )
+    with Reader(image, known=sections.KNOWN) as reader:
+        found = sections.read(reader)
         files = tuple(reader.files.values())
         raw = sum(file.length for file in files)
         return Content(path=image, size=reader.size, raw=raw, header=reader.header, checkpoint=found, files=files)

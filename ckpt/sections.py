@@ -1,0 +1,37 @@
+"""The sections of an image, written and read: the one place that says which record is which section.
+
+The two functions are mirrors. What CRIU wrote is not here: those are files of the image, not sections.
+"""
+
+from __future__ import annotations
+
+from ckpt.image import Reader, Writer
+from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group, Processes, Sockets
+from ckpt.model.host import HostFacts
+from ckpt.model.network import Network
+
+KNOWN = ("group", "source", "criu", "processes", "sockets", "network")
+"""All sections of this version; `network` is missing where the group lives in the host's namespace."""
+
+
+def write(writer: Writer, checkpoint: Checkpoint) -> None:
+    """Write everything of ``checkpoint``."""
+    writer.section("group", checkpoint.group)
+    writer.section("source", checkpoint.source)
+    writer.section("criu", checkpoint.criu)
+    writer.section("processes", Processes(processes=checkpoint.processes))
+    writer.section("sockets", Sockets(sockets=checkpoint.sockets))
+    if checkpoint.network is not None:
+        writer.section("network", checkpoint.network)
+
+
+def read(reader: Reader) -> Checkpoint:
+    """Read all of it back. Raises ImageError where a section is missing or is not what it should be."""
+    return Checkpoint(
+        group=reader.section("group", Group),
+        source=reader.section("source", HostFacts),
+        criu=reader.section("criu", CriuNotes),
+        processes=reader.section("processes", Processes).processes,
+        sockets=reader.section("sockets", Sockets).sockets,
+        network=reader.section("network", Network) if "network" in reader.sections else None,
+    )
