@@ -47,6 +47,8 @@ _BUILD_ID_ROLES = (FileRole.EXECUTABLE, FileRole.MAPPED)
 _IFF_UP = 0x1
 _IFLA_MTU, _IFLA_MASTER = 4, 10
 
+_TUN_KIND, _TUN_DEVICE = "tun", "/dev/net/tun"
+
 _KINDS = {
     stat.S_IFREG: FileKind.REGULAR,
     stat.S_IFDIR: FileKind.DIRECTORY,
@@ -138,8 +140,10 @@ def read_links() -> tuple[LinkFacts, ...]:
 
 def _kinds_missing(kinds: Sequence[str]) -> tuple[str, ...]:
     strange = tuple(kind for kind in kinds if kind not in rtnl_kinds.OPTIONS)
-    known = tuple(kind for kind in kinds if kind not in strange)
-    return strange + (probe.missing_link_kinds(known) if known else ())
+    # drivers/net/tun.c, tun_validate: never made by netlink, so its refusal there says nothing
+    by_device = tuple(kind for kind in kinds if kind == _TUN_KIND and not os.path.exists(_TUN_DEVICE))
+    known = tuple(kind for kind in kinds if kind not in strange and kind != _TUN_KIND)
+    return strange + by_device + (probe.missing_link_kinds(known) if known else ())
 
 
 def ask(probes: Sequence[Probe], links: Sequence[LinkFacts], seconds: float) -> tuple[Answer, ...]:

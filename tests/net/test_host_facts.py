@@ -20,6 +20,7 @@ from ckpt.kernel.run import run
 from ckpt.model.host import BusySocket, FileNeed, FileRole, HostFacts, Needs, Probe, TargetFacts
 from ckpt.model.process import FileKind
 from ckpt.model.socket import IPPROTO_TCP, IPPROTO_UDP, Endpoint
+from tests.conftest import require
 
 CRIU = (4, 2, 1)
 STATION_MAC = "02:00:00:00:07:01"
@@ -233,7 +234,8 @@ def test_read_target_taken_ids_are_of_processes_and_threads() -> None:
 
 
 def test_read_target_names_missing_kinds_and_tools() -> None:
-    found = target(kinds=("bridge", "nosuchkind"), tools=("ip", "no-such-tool"))
+    require(os.path.exists("/dev/net/tun"), "no TUN device")
+    found = target(kinds=("bridge", "nosuchkind", "tun"), tools=("ip", "no-such-tool"))
     assert found.kinds_missing == ("nosuchkind",)
     assert found.tools_missing == ("no-such-tool",)
 
