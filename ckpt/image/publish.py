@@ -7,6 +7,8 @@ partial file; after ``kill -9`` it stays, and its name tells what it was.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ from ckpt.image.writer import storage_error
 
 _MAX_NAME = 255
 PARTIAL = ".partial-"
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_RENAME_NOREPLACE = 1
 
 
 @contextmanager
@@ -49,9 +53,8 @@ def created(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Bi
             if force:
                 os.rename(partial, target.name, src_dir_fd=directory, dst_dir_fd=directory)
             else:
-                os.link(partial, target.name, src_dir_fd=directory, dst_dir_fd=directory)
-                os.unlink(partial, dir_fd=directory)
-            os.fsync(directory)
+                _name_new(partial, target.name, directory)
+            _sync_name(target.name, directory, force)
         except FileExistsError as error:
             raise _taken(target) from error
         except OSError as error:
@@ -80,6 +83,36 @@ def _refuse_taken(target: Path, directory: int, force: bool) -> None:
         raise Place(str(target)).error(Defect.IS_DIRECTORY)
     if not force:
         raise _taken(target)
+
+
+def _name_new(partial: str, name: str, directory: int) -> None:
+    """Give ``partial`` its name, which must be free: FileExistsError otherwise."""
+    try:
+        os.link(partial, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        _rename_new(partial, name, directory)
+    else:
+        os.unlink(partial, dir_fd=directory)
+
+
+def _rename_new(partial: str, name: str, directory: int) -> None:
+    # FAT has no hard links but knows RENAME_NOREPLACE (with NFS it is the other way round).
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(directory, os.fsencode(partial), directory, os.fsencode(name), _RENAME_NOREPLACE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _sync_name(name: str, directory: int, replaced: bool) -> None:
+    """Make the name last. An image that was not there before does not stay when that fails: the caller was told so."""
+    try:
+        os.fsync(directory)
+    except OSError:
+        if not replaced:
+            _remove(name, directory)
+        raise
 
 
 def _taken(target: Path) -> ExistsError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import resource
@@ -114,6 +115,42 @@ def test_created_refuses_a_name_that_was_taken_meanwhile(tmp_path: Path) -> None
         create_while_taken(path)
     assert refused.value.code == "image-exists"
     assert (listing(tmp_path), path.read_bytes()) == (["a.ckpt"], b"mine")
+
+
+@pytest.fixture
+def without_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system like FAT."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.usefixtures("without_links")
+def test_created_where_there_are_no_hard_links_never_replaces_either(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    with created(path) as out:
+        out.write(b"whole")
+    assert (listing(tmp_path), path.read_bytes()) == (["a.ckpt"], b"whole")
+    with pytest.raises(ExistsError):
+        create_while_taken(tmp_path / "b.ckpt")
+    assert (listing(tmp_path), (tmp_path / "b.ckpt").read_bytes()) == (["a.ckpt", "b.ckpt"], b"mine")
+
+
+def test_created_whose_name_cannot_be_synced_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = os.fsync
+
+    def sync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        really(fd)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with pytest.raises(StorageError) as refused, created(tmp_path / "a.ckpt"):
+        pass
+    assert refused.value.code == "storage-write"
+    assert listing(tmp_path) == []
 
 
 def test_created_with_force_replaces_a_file_but_not_what_a_link_points_to(tmp_path: Path) -> None:
