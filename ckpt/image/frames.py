@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from ckpt.errors import ImageError, StorageError
 from ckpt.image import layout, schema, wire
@@ -32,6 +32,13 @@ class Readable(Protocol):
     """What a source reads from: any raw or buffered binary stream."""
 
     def readinto(self, buffer: memoryview, /) -> int | None: ...
+
+
+@runtime_checkable
+class Skippable(Protocol):
+    """A stream that can pass over bytes without reading them: ``skip`` returns how many there were."""
+
+    def skip(self, size: int, /) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +98,16 @@ class Source:
         self.position += size
         return taken
 
+    def skip(self, size: int, place: Place) -> None:
+        """Pass over the next ``size`` bytes, unread where the stream is a file; raises as ``take``."""
+        ahead = min(size, len(self._ahead))
+        left = size - len(self.take(ahead, place))
+        if isinstance(self._stream, Skippable):
+            skipped = self._stream.skip(left)
+            self.position += skipped
+            left -= skipped
+        self.take(left, place)  # nothing, or the end of the image
+
     def _read(self, buffer: memoryview) -> int:
         try:
             count = self._stream.readinto(buffer)
@@ -131,10 +148,11 @@ class FrameReader:
         length = _payload_length(tail, head, place)
         size = end + len(tail) + length
         digest = tail[len(DIGEST_PREFIX) : _DIGEST_ELEMENT]
-        payload = self.source.take(length, place)
         self.place = place
         if skip and isinstance(head, layout.ChunkHead):
+            self.source.skip(length, place)
             return Frame(number, head, digest, b"", length, offset, size)
+        payload = self.source.take(length, place)
         if frame_digest(self.seed, head_bytes, payload) != digest:
             raise place.error(Defect.DIGEST, "its digest does not match")
         return Frame(number, head, digest, payload, length, offset, size)

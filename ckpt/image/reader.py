@@ -212,6 +212,12 @@ class At:
         self._offset += count
         return count
 
+    def skip(self, size: int, /) -> int:
+        """Pass over ``size`` bytes; how many of them there were."""
+        count = max(0, min(size, os.fstat(self._fd).st_size - self._offset))
+        self._offset += count
+        return count
+
 
 class ImageFile(io.RawIOBase):
     """A file of an image as a readable, unseekable stream; ``length`` is known beforehand.

@@ -11,6 +11,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -385,6 +386,26 @@ def test_reader_names_what_the_image_lacks(image: Path) -> None:
             reader.section_map("criu")
         assert refused.value.code == "image-section-missing"
         assert str(refused.value) == f"{image} lacks a section: section criu"
+
+
+def test_reader_finds_where_a_large_image_is_cut_without_reading_it(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with image.open("wb") as out, Writer(out, "none") as writer:
+        writer.add_file("pages-1.img", io.BytesIO(bytes(16 * layout.MIB)))
+        writer.finish()
+    os.truncate(image, image.stat().st_size - 1)
+    really, seen = os.preadv, []
+
+    def count(*arguments: Any) -> int:
+        seen.append(really(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(os, "preadv", count)
+    with pytest.raises(ImageError) as refused:
+        Reader(image)
+    assert refused.value.code == "image-truncated"
+    assert 0 < sum(seen) < 2 * layout.MIB
 
 
 def test_verify_reports_progress_up_to_the_whole(image: Path) -> None:

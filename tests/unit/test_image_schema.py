@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt.errors import ImageError
@@ -158,6 +158,7 @@ _records = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(_records)
 def test_record_comes_back_from_msgpack_as_it_went_in(record: Everything) -> None:
     packed = wire.pack(schema.encode(record))
@@ -171,6 +172,7 @@ _json = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([*FULL, "other"]), _json))
 def test_decode_of_any_map_gives_a_record_or_an_image_error(value: dict[str, object]) -> None:
     outcome = _outcome(lambda: schema.decode(Everything, FULL | value, "network", PLACE))
@@ -181,6 +183,7 @@ def test_decode_of_any_map_gives_a_record_or_an_image_error(value: dict[str, obj
         assert isinstance(outcome, Everything)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_unpack_of_any_bytes_gives_a_value_or_an_image_error(data: bytes) -> None:
     outcome = _outcome(lambda: wire.unpack(data, PLACE))

@@ -48,7 +48,7 @@ _names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,20}", fullmatch=True)
 _pieces = st.binary(max_size=300) | st.integers(0, 5000).map(bytes) | st.integers(1, 5000).map(noise)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     codec=st.sampled_from(CODECS),
     names=st.lists(_names, max_size=5, unique=True),
@@ -180,7 +180,7 @@ def _collect(image: bytes, seen: dict[str, bytes]) -> None:
             seen[event.name] += event.data
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     codec=st.sampled_from(CODECS),
     edits=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 0.05), st.binary(max_size=40)), min_size=1, max_size=4),
