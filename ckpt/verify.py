@@ -70,7 +70,8 @@ def _compare(wanted: Socket, live: Socket, *, closed: bool) -> Iterator[tuple[st
     yield from _unequal(wanted, live, "local", "remote", "backlog")
     if wanted.state != live.state and not (wanted.state in CLOSING and live.state in CLOSING):
         yield "state", wanted.state, live.state
-    for option in ("v6only", "freebind"):
+    # Of a connection IPV6_V6ONLY says nothing, and CRIU sets it on every IPv6 one that it restores.
+    for option in ("freebind",) if wanted.holds_connection else ("v6only", "freebind"):
         before, now = getattr(wanted.options, option), getattr(live.options, option)
         if before != now:
             yield option, before, now
