@@ -138,7 +138,7 @@ def refuse_blocked(findings: tuple[Finding, ...], brief: str) -> None:
             brief,
             code=found[0].code,
             details="\n".join(f"{one.subject}: {one.reason}" for one in found),
-            hint="\n".join(dict.fromkeys(one.remedy for one in found if one.remedy)) or None,
+            hint="; ".join(dict.fromkeys(one.remedy for one in found if one.remedy)) or None,
         )
 
 
