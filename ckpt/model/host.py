@@ -51,7 +51,7 @@ class FileNeed:
     """A path that must be there, and how it was on the source: None where that does not matter.
 
     ``path`` is where to look for it on the target; ``user`` says who needs it (``PID 71, fd 5``). ``append`` says that
-    the group itself writes to its end. For the role ``SOCKET`` it is the name that a unix socket is bound to.
+    the group does nothing but write to its end. For the role ``SOCKET`` it is the name that a unix socket is bound to.
     """
 
     path: str

@@ -31,7 +31,7 @@ def check_files(needs: Needs, target: TargetFacts) -> Iterator[Finding]:
     for roles, code, what in _GROUPS:
         number = sum(good.get(role, 0) for role in roles)
         if number:
-            yield ok(code, counted(number, what), "as they were on the source")
+            yield ok(code, counted(number, *what), "as on the source")
 
 
 def _program(need: FileNeed, facts: FileFacts | None) -> Iterator[Finding]:
@@ -178,8 +178,8 @@ _JUDGES: dict[FileRole, Callable[[FileNeed, FileFacts | None], Iterator[Finding]
     FileRole.SOCKET: _socket,
 }
 
-_GROUPS: Sequence[tuple[Sequence[FileRole], str, str]] = (
-    ((FileRole.EXECUTABLE, FileRole.MAPPED), "programs", "program or library"),
-    ((FileRole.OPEN, FileRole.INHERITED), "files", "open file"),
-    ((FileRole.WORKDIR, FileRole.ROOT), "directories", "directory"),
+_GROUPS: Sequence[tuple[Sequence[FileRole], str, tuple[str, str]]] = (
+    ((FileRole.EXECUTABLE, FileRole.MAPPED), "programs", ("program or library", "programs and libraries")),
+    ((FileRole.OPEN, FileRole.INHERITED), "files", ("open file", "open files")),
+    ((FileRole.WORKDIR, FileRole.ROOT), "directories", ("directory", "directories")),
 )

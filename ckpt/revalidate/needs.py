@@ -105,7 +105,7 @@ def _ports(sockets: Sequence[Socket]) -> tuple[int, ...]:
 def _file_needs(processes: Sequence[Process], sockets: Sequence[Socket], notes: CriuNotes) -> Iterator[FileNeed]:
     """One need for each path and role, with the path as the target has it."""
     merged: dict[tuple[str, FileRole, FileKind], FileNeed] = {}
-    appended = {file.path for one in processes for file in one.files if _appends(file)}
+    appended = _appended(processes)
     for need in _all_files(processes, sockets, {file.path for file in notes.files}):
         path = _on_target(need.path, notes.mounts)
         if path is not None:
@@ -167,9 +167,17 @@ def _mapped(file: MappedFile, process: Process) -> FileNeed:
     )
 
 
-def _appends(file: OpenFile) -> bool:
-    writable = file.flags & os.O_ACCMODE != os.O_RDONLY
-    return file.kind is FileKind.REGULAR and writable and bool(file.flags & os.O_APPEND)
+def _appended(processes: Sequence[Process]) -> frozenset[str]:
+    """The files that the group has open for nothing but writing to their end.
+
+    Only of these CRIU does not keep the size (criu/files-reg.c, should_check_size); whatever also reads such a file,
+    or maps it, makes it look at the size after all.
+    """
+    appends, uses_otherwise = set(), {file.path for one in processes for file in one.maps}
+    for file in (file for one in processes for file in one.files if file.kind is FileKind.REGULAR):
+        only_appends = file.flags & (os.O_ACCMODE | os.O_APPEND) == os.O_WRONLY | os.O_APPEND
+        (appends if only_appends else uses_otherwise).add(file.path)
+    return frozenset(appends - uses_otherwise)
 
 
 def _open(file: OpenFile, process: Process, *, inherited: bool) -> Iterator[FileNeed]:
@@ -180,14 +188,14 @@ def _open(file: OpenFile, process: Process, *, inherited: bool) -> Iterator[File
         # opened anew by ckpt, and not compared by CRIU
         yield FileNeed(path=file.path, role=FileRole.INHERITED, kind=file.kind, user=user, special=file.special)
         return
-    regular = file.kind is FileKind.REGULAR
     yield FileNeed(
         path=file.path,
         role=FileRole.OPEN,
         kind=file.kind,
         user=user,
-        size=file.size if regular else None,
-        mode=file.mode if regular else None,
+        size=file.size if file.kind is FileKind.REGULAR else None,
+        # a terminal's changes with who uses it
+        mode=None if file.kind is FileKind.TTY else file.mode,
         special=file.special,
     )
 

@@ -86,8 +86,8 @@ PROCESS = Process(
     files=(
         open_file(3, DATA, size=50),
         open_file(4, LOG, size=60, flags=os.O_WRONLY | os.O_APPEND),
-        open_file(5, FIFO, FileKind.FIFO),
-        open_file(6, NODE, FileKind.CHARACTER, special="1:5"),
+        open_file(5, FIFO, FileKind.FIFO, mode=stat.S_IFIFO | 0o600),
+        open_file(6, NODE, FileKind.CHARACTER, special="1:5", mode=stat.S_IFCHR | 0o666),
         open_file(7, "/srv/gone", deleted=True),
         open_file(8, "/proc/71/stat"),
     ),
@@ -178,8 +178,8 @@ TARGET = TargetFacts(
         LIBRARY: FileFacts(kind=FileKind.REGULAR, size=2000, mode=REGULAR, build_id="bb"),
         DATA: FileFacts(kind=FileKind.REGULAR, size=50, mode=REGULAR),
         LOG: FileFacts(kind=FileKind.REGULAR, size=60, mode=REGULAR),
-        FIFO: FileFacts(kind=FileKind.FIFO),
-        NODE: FileFacts(kind=FileKind.CHARACTER, special="1:5"),
+        FIFO: FileFacts(kind=FileKind.FIFO, mode=stat.S_IFIFO | 0o600),
+        NODE: FileFacts(kind=FileKind.CHARACTER, special="1:5", mode=stat.S_IFCHR | 0o666),
         WORK: FileFacts(kind=FileKind.DIRECTORY),
         ROOT: FileFacts(kind=FileKind.DIRECTORY),
         SOCKETS: FileFacts(kind=FileKind.DIRECTORY),
@@ -298,6 +298,7 @@ def test_revalidate_fitting_target_finds_nothing(checkpoint: Checkpoint) -> None
         (file(DATA, size=49), Severity.BLOCK, "file-shrunk", DATA),
         (file(LOG, size=59), Severity.BLOCK, "file-shrunk", LOG),
         (file(DATA, mode=stat.S_IFREG | 0o600), Severity.BLOCK, "file-mode", DATA),
+        (file(FIFO, mode=stat.S_IFIFO | 0o644), Severity.BLOCK, "file-mode", FIFO),
         (file(DATA, kind=FileKind.DIRECTORY), Severity.BLOCK, "file-kind", DATA),
         (file(NODE, special="1:3"), Severity.BLOCK, "file-kind", NODE),
         (without(WORK), Severity.BLOCK, "cwd-missing", WORK),
@@ -469,6 +470,14 @@ def test_revalidate_grown_log_is_ok_and_a_grown_file_is_not() -> None:
     )
 
 
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR | os.O_APPEND])
+def test_revalidate_grown_log_that_is_read_too_blocks(flags: int) -> None:
+    reader = replace(PROCESS, files=(open_file(9, LOG, size=60, flags=flags),))
+    checkpoint = replace(CHECKPOINT, processes=(PROCESS, reader))
+    found = revalidate(checkpoint, file(LOG, size=100)(TARGET))
+    assert alarming(found) == [(Severity.BLOCK, "file-differs", LOG)]
+
+
 def test_revalidate_answer_names_who_has_the_address() -> None:
     def say(mac: str) -> Finding:
         target = more("answers", Answer(address="10.0.0.2", ifname="br0", mac=mac))(TARGET)
@@ -482,6 +491,13 @@ def test_revalidate_answer_names_who_has_the_address() -> None:
         remedy="stop what has it, or restore where the address is free",
     )
     assert say(MAC).reason == f"{MAC} (the group's own: it or a copy of it still runs) answers for it on br0"
+
+
+def test_revalidate_counts_what_is_as_it_was() -> None:
+    found = {one.code: one.subject for one in revalidate(CHECKPOINT, TARGET)}
+    assert found["programs"] == "2 programs and libraries"
+    assert found["files"] == "4 open files"
+    assert found["directories"] == "2 directories"
 
 
 def test_revalidate_differing_program_names_every_difference() -> None:
