@@ -142,7 +142,9 @@ class Reader:
     def extract(self, directory: int | Path, progress: Progress | None = None) -> Summary:
         """Make every file in ``directory``, checking the whole image; raises as ``ckpt.image.extract``."""
         stream = self.stream()
-        extract(stream.events(), directory, self._report(stream, progress))
+        report = self._report(stream, progress)
+        extract(stream.events(), directory, report)
+        report()
         return _summary(stream)
 
     def verify(self, progress: Progress | None = None) -> Summary:
@@ -167,8 +169,11 @@ class Reader:
         return frame, place.inside(describe(frame.number, frame.head, offset))
 
     def _chunks(self, number: int, entry: FileEntry) -> Iterator[bytes]:
-        length = 0
+        length = before = 0
         for offset in unpack_offsets(entry.chunks):
+            if offset <= before:
+                raise self.place.inside("index").error(Defect.INDEX, f"the chunks of file {entry.name} go backwards")
+            before = offset
             frame, place = self._frame(offset)
             if not isinstance(frame.head, ChunkHead) or frame.head.file != number:
                 raise place.error(Defect.INDEX, f"the index has a chunk of file {entry.name} here")

@@ -25,7 +25,7 @@ from ckpt.errors import (
     UsageError,
 )
 from ckpt.image import Reader, StreamReader, Writer, created, layout
-from tests.unit.image_samples import CONTENTS, noise, sample
+from tests.unit.image_samples import CONTENTS, noise, put_together, sample, take_apart
 
 NOBODY = 65534
 
@@ -406,6 +406,22 @@ def test_reader_finds_where_a_large_image_is_cut_without_reading_it(
         Reader(image)
     assert refused.value.code == "image-truncated"
     assert 0 < sum(seen) < 2 * layout.MIB
+
+
+def test_file_whose_index_has_its_chunks_in_another_order_is_refused(image: Path) -> None:
+    parts = take_apart(image.read_bytes())
+    at = parts.find(layout.IndexHead)
+    with Reader(image) as reader:
+        assert reader.files["pages-1.img"].chunks == 3
+    head, payload = parts.frames[at]
+    begin = payload.index(b"\xa6chunks\xc4\x18") + 9
+    first, second = payload[begin : begin + 8], payload[begin + 8 : begin + 16]
+    parts.frames[at] = (head, payload[:begin] + second + first + payload[begin + 16 :])
+    image.write_bytes(put_together(parts))
+    with Reader(image) as reader, pytest.raises(ImageError) as refused:
+        reader.open("pages-1.img").read()
+    phrase = "has an index that does not fit its frames"
+    assert str(refused.value) == f"{image} {phrase}: index: the chunks of file pages-1.img go backwards"
 
 
 def test_verify_reports_progress_up_to_the_whole(image: Path) -> None:
