@@ -18,7 +18,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ckpt.errors import PermissionDeniedError
-from ckpt.kernel import diag, syscalls
+from ckpt.kernel import diag, multicast, syscalls
 from ckpt.model.process import FileKind, Process
 from ckpt.model.socket import IPPROTO_MPTCP, IPPROTO_TCP, IPPROTO_UDP, Endpoint, Owner, Socket, SocketOptions
 
@@ -92,6 +92,7 @@ class _Reader:
         self._stack = contextlib.ExitStack()
         self._pidfds: dict[int, int | None] = {}
         self._unix: dict[int, Mapping[int, diag.UnixEntry]] = {}
+        self._groups: dict[int, tuple[multicast.Membership, ...]] = {}
 
     def __enter__(self) -> None:
         self._stack.__enter__()
@@ -150,9 +151,19 @@ class _Reader:
         netns = fcntl.ioctl(duplicate.fileno(), SIOCGSKNS)
         try:
             described = describe(duplicate, inode, os.fstat(netns).st_ino, owners)
-            return self._add_unix(described, netns) if described.family == "unix" else described
+            if described.family == "unix":
+                return self._add_unix(described, netns)
+            return self._add_groups(described, duplicate, netns)
         finally:
             os.close(netns)
+
+    def _add_groups(self, described: Socket, duplicate: socket.socket, netns: int) -> Socket:
+        if not described.is_inet or described.type == "stream":
+            return described
+        if described.netns not in self._groups:
+            self._groups[described.netns] = multicast.memberships(netns)
+        groups = multicast.joined(duplicate.fileno(), duplicate.family, self._groups[described.netns])
+        return dataclasses.replace(described, groups=groups) if groups else described
 
     def _add_unix(self, described: Socket, netns: int) -> Socket:
         if described.netns not in self._unix:
