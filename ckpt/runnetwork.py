@@ -18,13 +18,14 @@ from ckpt.kernel import apply, arp, outside, rtnl
 from ckpt.model.groupspec import GroupSpec, LinkKind, parse_address, wanted_network
 from ckpt.plan import plan_network
 from ckpt.registry import Operation
+from ckpt.stop import release_bridge
 
 _PROBE_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attachment:
-    """What a group has in the host's namespace."""
+    """What a group has in the host's namespace; ``bridge_made`` says that its bridge is one of ckpt's making."""
 
     links: tuple[str, ...] = ()
     bridge_made: bool = False
@@ -64,21 +65,17 @@ def require_addresses_free(spec: GroupSpec) -> None:
 def attach(spec: GroupSpec, namespace: int, operation: Operation, undo: ExitStack) -> Attachment:
     """Fill the namespace of the group as ``spec`` asks; undone by ``undo``."""
     outside_ifname = f"ckpt{secrets.token_hex(4)}"
-    links: tuple[str, ...] = ()
-    bridge_made = False
+    attachment = Attachment()
     if spec.link is not None and spec.kind is LinkKind.VETH:
-        links = (outside_ifname,)
-        bridge_made = outside.find(spec.link) is None
-        operation.note(links=links, bridge=spec.link if bridge_made else None)
-        if bridge_made:
-            undo.callback(outside.delete, spec.link)
-            outside.ensure_bridge(spec.link)
+        operation.note(links=[outside_ifname], bridge=spec.link)
+        undo.callback(release_bridge, spec.link)
+        outside.ensure_bridge(spec.link)
+        attachment = Attachment(links=(outside_ifname,), bridge_made=spec.link in outside.made_bridges())
     wanted = wanted_network(spec, outside_ifname, _random_mac())
     apply.apply(namespace, plan_network(wanted, rtnl.read_network(namespace)), undo)
     # Who has talked to an earlier owner of the addresses shall not have to wait until it forgets that one's MAC.
     arp.announce(namespace, wanted)
-    shared = any(other.bridge == spec.link and other.bridge_made for other in registry.entries())
-    return Attachment(links=links, bridge_made=bridge_made or (bool(links) and shared))
+    return attachment
 
 
 def _random_mac() -> str:

@@ -7,7 +7,7 @@ and a group that ended by itself leave the same things, so both end here as well
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ckpt import registry
 from ckpt.kernel import ending, outside
@@ -45,15 +45,11 @@ def clear(entry: GroupEntry) -> str | None:
         for link in entry.links:
             outside.delete(link)
         registry.remove(entry.name)
-        return entry.bridge if _release_bridge(entry) else None
+        return entry.bridge if entry.bridge is not None and release_bridge(entry.bridge) else None
 
 
-def _release_bridge(entry: GroupEntry) -> bool:
-    """Remove the group's bridge when ckpt made it and nobody uses it; whoever still does inherits the duty."""
-    if entry.bridge is None or not entry.bridge_made:
+def release_bridge(bridge: str) -> bool:
+    """Remove ``bridge`` when ckpt made it and nobody uses it: no group, no port, no address; whether it went."""
+    if bridge not in outside.made_bridges() or outside.is_in_use(bridge):
         return False
-    heir = next((other for other in registry.entries() if other.bridge == entry.bridge), None)
-    if heir is not None:
-        registry.add(replace(heir, bridge_made=True), replace=True)
-        return False
-    return not outside.is_in_use(entry.bridge) and outside.delete(entry.bridge)
+    return all(other.bridge != bridge for other in registry.entries()) and outside.delete(bridge)

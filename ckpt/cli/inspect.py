@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 
 from ckpt.cli import render
 from ckpt.cli.options import common, settings
+from ckpt.model.network import LOCAL_TABLE
 
 if TYPE_CHECKING:
     from ckpt.image import FileInfo, Header
@@ -44,7 +44,7 @@ class Content:
 def command(image: Path) -> None:
     """Show what IMAGE holds: the group, its processes, sockets, links, addresses and routes, and sizes.
 
-    Only the index and the records are read; `ckpt verify` reads all of it.
+    Only the index and the records are read; `ckpt verify` reads all of it. With -v nothing is shortened.
     """
     content = read(image)
     if settings().json:
@@ -74,7 +74,7 @@ def _summary(content: Content) -> None:
     group, source, header = content.checkpoint.group, content.checkpoint.source, content.header
     criu = ".".join(map(str, source.criu))
     lines = {
-        "group": f"{group.name}: {shlex.join(group.command)}",
+        "group": f"{group.name}: {render.command_line(group.command, settings())}",
         "isolation": _isolation(group),
         "source": f"{source.hostname}, Linux {source.kernel}, {source.machine}, CRIU {criu}",
         "dumped": f"{render.moment(header.created)}, by ckpt {header.ckpt}",
@@ -102,7 +102,7 @@ def _processes(processes: Sequence[Process]) -> None:
             len(process.threads),
             len(process.files),
             render.size(process.memory.private),
-            shlex.join(process.cmdline),
+            render.command_line(process.cmdline, settings()),
         )
         for process in processes
     ]
@@ -140,10 +140,13 @@ def _network(network: Network) -> None:
     addresses = [(item.ifname, item.address, item.scope, " ".join(item.flags)) for item in network.addresses]
     if addresses:
         render.table(("LINK", "ADDRESS", "SCOPE", "FLAGS"), addresses, title="addresses")
-    routes = [(_destination(route), _hops(route), route.table, route.priority or "") for route in network.routes]
+    # The kernel makes the table of local routes from the addresses.
+    shown = [route for route in network.routes if route.table != LOCAL_TABLE or settings().verbose]
+    routes = [(_destination(route), _hops(route), route.table, route.priority or "") for route in shown]
     if routes:
         render.table(("ROUTE", "BY", ">TABLE", ">METRIC"), routes, title="routes")
     others: Mapping[str, int] = {
+        "local routes": len(network.routes) - len(shown),
         "rules": len(network.rules),
         "neighbours": len(network.neighbours),
         "sysctls": len(network.sysctls),
@@ -173,9 +176,10 @@ def _hops(route: Route) -> str:
 
 
 def _files(files: Sequence[FileInfo]) -> None:
+    count = len(files) if settings().verbose else _FILES_SHOWN
     largest = sorted(files, key=lambda file: file.length, reverse=True)
-    rows = [(file.name, render.size(file.length), render.size(file.stored)) for file in largest[:_FILES_SHOWN]]
-    rest = largest[_FILES_SHOWN:]
+    rows = [(file.name, render.size(file.length), render.size(file.stored)) for file in largest[:count]]
+    rest = largest[count:]
     if rest:
         length, stored = sum(file.length for file in rest), sum(file.stored for file in rest)
         rows.append((f"{len(rest)} more", render.size(length), render.size(stored)))

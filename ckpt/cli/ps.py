@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 
 import click
@@ -16,7 +15,7 @@ from ckpt.cli.options import common, require_root, settings
 @click.option("-q", "--quiet", is_flag=True, help="Print the names alone.")
 @common
 def command(quiet: bool) -> None:
-    """List the groups that ckpt started or restored here."""
+    """List the groups that ckpt started or restored here; with -v, with their whole commands."""
     require_root("ckpt ps")
     entries = registry.entries()
     if settings().json:
@@ -42,6 +41,6 @@ def _row(entry: registry.GroupEntry) -> tuple[object, ...]:
         entry.pid,
         state(entry),
         render.duration(time.time() - entry.created),
-        " ".join(entry.addresses),
-        shlex.join(entry.command),
+        " ".join(address for address in entry.addresses if not address.startswith("fe80:")),
+        render.command_line(entry.command, settings()),
     )

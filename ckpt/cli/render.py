@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,8 @@ import click
 from ckpt.cli.options import Settings
 from ckpt.errors import CkptError
 from ckpt.model.finding import Finding
+
+_COMMAND_WIDTH = 60
 
 Progress = Callable[[str, int, int | None], None]
 """Called with the stage, and how much of how much (None: not known) is done, in bytes."""
@@ -91,6 +94,12 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text
     )
+
+
+def command_line(words: Sequence[str], settings: Settings) -> str:
+    """A command for a table, as a shell would take it; shortened unless more words were asked for."""
+    shown = shlex.join(words)
+    return shown if settings.verbose or len(shown) <= _COMMAND_WIDTH else shown[: _COMMAND_WIDTH - 1] + "…"
 
 
 def size(count: int) -> str:

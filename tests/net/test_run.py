@@ -55,7 +55,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def bridge() -> Iterator[str]:
     """A bridge of the test's own with 10.77.0.1/24 and fd77::1/64."""
     ifname = random_name("br")
-    outside.ensure_bridge(ifname)
+    ip("link", "add", ifname, "up", "type", "bridge")
     ip("addr", "add", "10.77.0.1/24", "dev", ifname)
     ip("addr", "add", "fd77::1/64", "dev", ifname, "nodad")
     yield ifname

@@ -77,6 +77,17 @@ def test_every_command_explains_itself(name: str) -> None:
     assert "--json" in result.output
 
 
+def test_every_option_is_documented() -> None:
+    sections = dict(part.split("\n", 1) for part in (DOCS / "commands.md").read_text().split("\n## ")[1:])
+    assert list(sections) == list(main.COMMANDS)
+    for name, section in sections.items():
+        command = main.cli.get_command(click.Context(main.cli), name)
+        assert command is not None
+        words = [word for option in command.params for word in option.opts if isinstance(option, click.Option)]
+        own = set(words) - {"--json", "-v", "--verbose", "--criu"}
+        assert sorted(word for word in own if word not in section) == [], name
+
+
 def test_exit_statuses_are_distinct_and_documented() -> None:
     rows = status.table()
     classes = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, CkptError)]
