@@ -94,7 +94,8 @@ class _Applier:
 
     def _make_link(self, link: Link, peer: Link | None) -> None:
         other = link.counterpart
-        with _naming("link-refused", f"link {link.ifname} of kind {link.kind}"):
+        outside = f" with {other.ifname} outside" if other and other.place is Place.CALLER and other.ifname else ""
+        with _naming("link-refused", f"link {link.ifname} of kind {link.kind}{outside}"):
             if link.kind == "tun":
                 tun.make(self._netns, link)
             elif other is None or other.place is Place.INSIDE:
@@ -191,21 +192,22 @@ class _Applier:
         extra, missing = plan.difference(step.routes, now, only=step.only)
         for route in plan.order_routes(missing):
             with _naming("route-refused", f"route to {route.destination} in table {route.table}", "add"):
-                self._add_route(route)
+                self._add_route(route, gateway_was_there=step.only)
         for route in extra:
             with _naming("route-refused", f"route to {route.destination} in table {route.table}", "remove"):
                 self._request_unless_gone(
                     rtnl_routes.RTM_DELROUTE, rtnl_routes.encode_route(route, self._indices), errno.ESRCH
                 )
 
-    def _add_route(self, route: Route) -> None:
+    def _add_route(self, route: Route, *, gateway_was_there: bool) -> None:
         # IPv4 tells routes to one destination apart only when they are appended; for IPv6 that is the rule anyway.
         flags = NLM_F_CREATE | (NLM_F_APPEND if route.family == 4 else 0)
         body = rtnl_routes.encode_route(route, self._indices)
         try:
             self._inside.request(rtnl_routes.RTM_NEWROUTE, body, flags)
         except KernelRefusal as error:
-            if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL) or not self._gateways(route):
+            unreachable = error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL)
+            if not gateway_was_there or not unreachable or not self._gateways(route):
                 raise
             with self._gateways_on_link(route):
                 self._inside.request(rtnl_routes.RTM_NEWROUTE, body, flags)

@@ -1,0 +1,34 @@
+"""Fixtures of the network tests: a host of their own, and namespaces attached to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ckpt.kernel import netns
+from tests.net import spaces
+
+# Duplicate address detection takes a second and more; tests that are about it turn it on again.
+NO_DETECTION = "sysctl -qw net.ipv6.conf.default.accept_dad=0"
+
+
+@pytest.fixture
+def host() -> Iterator[int]:
+    """A fresh namespace that stands for the host: the test itself is in it. It has an empty bridge br0, up."""
+    with spaces.fresh() as space, netns.entered(space):
+        spaces.shell(NO_DETECTION)
+        spaces.shell("ip link set lo up; ip link add br0 address 02:00:00:00:00:fe type bridge; ip link set br0 up")
+        yield space
+
+
+@pytest.fixture
+def group(host: int) -> Iterator[int]:
+    """A namespace attached to the host's bridge by a veth pair, eth0 inside and veth0 outside, without addresses."""
+    with spaces.fresh() as space:
+        spaces.shell(NO_DETECTION, space)
+        spaces.shell(
+            f"ip link add veth0 type veth peer name eth0 netns {spaces.path(space)}; ip link set veth0 master br0 up"
+        )
+        spaces.shell("ip link set lo up; ip link set eth0 up", space)
+        yield space

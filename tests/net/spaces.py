@@ -1,0 +1,165 @@
+"""What the network tests share: namespaces filled by the system's own tools, restored copies, and fair comparisons."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from ckpt.kernel import apply, netns, rtnl
+from ckpt.kernel.netlink import Netlink
+from ckpt.model.network import ConntrackEntry, Counterpart, Network, Route
+from ckpt.plan import plan_network
+
+SETTLING_SECONDS = 20.0
+
+
+def shell(script: str, space: int | None = None) -> str:
+    """Run ``script`` with ``sh -e``, inside ``space`` when given, and return what it prints."""
+    with contextlib.nullcontext() if space is None else netns.entered(space):
+        done = subprocess.run(["sh", "-exc", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stderr}\n{done.stdout}"
+    return done.stdout
+
+
+def kernel_has(kind: str) -> bool:
+    """Whether this kernel makes links of that kind."""
+    space = netns.create()
+    try:
+        with netns.entered(space):
+            script = (
+                f"ip link add v0 type veth peer v1 && ip link add link v0 name x0 type {kind} {_LEAST.get(kind, '')}"
+            )
+            return subprocess.run(["sh", "-c", script], capture_output=True, check=False).returncode == 0
+    finally:
+        os.close(space)
+
+
+_LEAST = {"vlan": "id 5", "macvlan": "mode bridge"}
+
+
+def path(space: int) -> str:
+    """A path to the namespace that other processes can open."""
+    return f"/proc/{os.getpid()}/fd/{space}"
+
+
+@contextlib.contextmanager
+def fresh() -> Iterator[int]:
+    """A fresh namespace for the time of the block."""
+    space = netns.create()
+    try:
+        yield space
+    finally:
+        os.close(space)
+
+
+def settle(space: int) -> None:
+    """Wait until the kernel has finished with IPv6 addresses and carriers."""
+    deadline = time.monotonic() + SETTLING_SECONDS
+    with Netlink(netns=space) as connection:
+        while rtnl.has_tentative(connection):
+            assert time.monotonic() < deadline, "addresses stay tentative"
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def restored(network: Network) -> Iterator[int]:
+    """A fresh namespace to which ``network`` was applied; what that made outside is undone at the end."""
+    with fresh() as space, ExitStack() as undo:
+        apply.apply(space, plan_network(network, rtnl.read_network(space)), undo)
+        yield space
+
+
+_EXPIRES = re.compile(r"expires [0-9a-z]+")
+
+
+def comparable(network: Network) -> Network:
+    """``network`` without what cannot be equal in a copy, each with its reason."""
+    return replace(
+        network,
+        links=tuple(
+            replace(link, counterpart=comparable_counterpart(link.counterpart) if link.counterpart else None)
+            for link in network.links
+        ),
+        # Time runs on.
+        addresses=tuple(
+            replace(
+                address,
+                valid_lifetime=None if address.valid_lifetime is None else 0,
+                preferred_lifetime=address.preferred_lifetime and 1,
+            )
+            for address in network.addresses
+        ),
+        routes=_comparable_routes(network.routes),
+        nftables=tuple(replace(table, text=_EXPIRES.sub("expires", table.text)) for table in network.nftables),
+        # The kernel lists entries in the order of a hash with a random seed; its own multicast reports come and go.
+        conntrack=_comparable_entries(network.conntrack),
+    )
+
+
+def comparable_counterpart(counterpart: Counterpart) -> Counterpart:
+    """The host numbers its own end of a veth anew, and chooses that end's link-local addresses itself."""
+    addresses = tuple(address for address in counterpart.addresses if address.scope != "link")
+    return replace(counterpart, ifindex=0, addresses=addresses)
+
+
+def _comparable_routes(routes: tuple[Route, ...]) -> tuple[Route, ...]:
+    plain = [replace(route, expires=None if route.expires is None else 0) for route in routes]
+    # Routes of one prefix and metric that the kernel made for several links stand in the order of their coming up.
+    own = [route for route in plain if route.protocol == 2 and route.family == 6]
+    return (*(route for route in plain if route not in own), *sorted(own, key=repr))
+
+
+def _comparable_entries(entries: tuple[ConntrackEntry, ...]) -> tuple[ConntrackEntry, ...]:
+    mine = [replace(entry, timeout=0) for entry in entries if entry.protocol != 2]
+    return tuple(sorted(mine, key=repr))
+
+
+_COMMANDS = (
+    "ip -j -d link show",
+    "ip -j -d addr show",
+    "ip -j -d -4 route show table all",
+    "ip -j -d -6 route show table all",
+    "ip -j -d -4 rule show",
+    "ip -j -d -6 rule show",
+    "ip -j neigh show nud permanent",
+    "ip -j neigh show proxy",
+    "nft -j list ruleset",
+)
+
+# Numbers that the host or the kernel chooses anew, time that runs, and timers of a bridge.
+_INCOMPARABLE = {
+    "link_index",
+    "link_netnsid",
+    "handle",
+    "expires",
+    "valid_life_time",
+    "preferred_life_time",
+    "metainfo",
+    "hello_timer",
+    "tcn_timer",
+    "topology_change_timer",
+    "gc_timer",
+    "flush",
+}
+
+
+def shown(space: int) -> dict[str, Any]:
+    """What the system's own tools show of ``space``, by command: the independent oracle."""
+    return {command: _clean(json.loads(shell(command, space) or "[]")) for command in _COMMANDS}
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _clean(item) for key, item in value.items() if key not in _INCOMPARABLE and item != {}}
+    if isinstance(value, list):
+        cleaned = [_clean(item) for item in value]
+        return sorted(cleaned, key=repr) if all(isinstance(item, dict) for item in cleaned) else cleaned
+    return value
