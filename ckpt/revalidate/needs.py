@@ -173,7 +173,8 @@ def _appended(processes: Sequence[Process]) -> frozenset[str]:
     Only of these CRIU does not keep the size (criu/files-reg.c, should_check_size); whatever also reads such a file,
     or maps it, makes it look at the size after all.
     """
-    appends, uses_otherwise = set(), {file.path for one in processes for file in one.maps}
+    appends: set[str] = set()
+    uses_otherwise = {file.path for one in processes for file in one.maps}
     for file in (file for one in processes for file in one.files if file.kind is FileKind.REGULAR):
         only_appends = file.flags & (os.O_ACCMODE | os.O_APPEND) == os.O_WRONLY | os.O_APPEND
         (appends if only_appends else uses_otherwise).add(file.path)

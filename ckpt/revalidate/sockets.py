@@ -103,7 +103,10 @@ def _address_missing(one: Socket, address: Ip, target: TargetFacts) -> Iterator[
 
 
 def _is_broadcast(address: Ip, target: TargetFacts) -> bool:
-    return any(held.broadcast and _ip(held.broadcast) == address for held in target.addresses)
+    """Whether it is the last or first of a prefix on a link: the kernel routes both as broadcasts, named or not."""
+    networks = (ipaddress.ip_interface(held.address).network for held in target.addresses if ":" not in held.address)
+    wide = (network for network in networks if network.prefixlen < 31)
+    return any(address in (network.network_address, network.broadcast_address) for network in wide)
 
 
 def _busy(sockets: list[Socket], target: TargetFacts) -> Iterator[Finding]:

@@ -192,7 +192,7 @@ TARGET = TargetFacts(
         LinkFacts(ifname="port", ifindex=4, kind="veth", mtu=1500, master="br0"),
     ),
     addresses=(
-        Address(ifname="host1", address="192.0.2.1/24", broadcast="192.0.2.255"),
+        Address(ifname="host1", address="192.0.2.1/24"),
         Address(ifname="host1", address="2001:db8::1/64"),
         Address(ifname="host1", address="fe80::1/64", scope="link"),
     ),
