@@ -296,7 +296,8 @@ class _Dump:
             "ext_unix_sk": True,
             "link_remap": True,
             "ghost_limit": GHOST_LIMIT,
-            "manage_cgroups_mode": self._program.rpc.IGNORE,
+            # The cgroups that the group does not share with CRIU, with their limits; made again if they are gone.
+            "manage_cgroups_mode": self._program.rpc.SOFT,
         }
         if self._options.tcp_close:
             options["tcp_close"] = True
@@ -318,6 +319,9 @@ class _Dump:
             self._operation.note(lock_tables=list(self._lock.names))
             self._committed = True
             # ---- point of no return: the image has its name, and CRIU kills the group when this returns ----
+        elif stage == criu.Stage.NETWORK_UNLOCK:
+            # Only where the group goes on; its sockets are about to leave repair mode, and its peers have waited.
+            self._lock.release()
 
     def _read_frozen(self) -> Checkpoint:
         """The group as it stands still; what was read before the freeze may have changed since."""
@@ -355,7 +359,10 @@ class _Dump:
         files = sorted(path for path in self._images.iterdir() if path.name not in _NOT_OURS)
         total = sum(path.stat().st_size for path in files)
         done = 0
-        with created(self._path, force=self._options.force) as out, Writer(out, self._options.codec) as writer:
+        with (
+            created(self._path, force=self._options.force) as out,
+            Writer(out, self._options.codec, label=str(self._path)) as writer,
+        ):
             sections.write(writer, checkpoint)
             for path in files:
                 with path.open("rb") as source:
@@ -372,6 +379,7 @@ class _Dump:
             takedown.leave_repair(self._facts.processes)
         self._lock.release()
         if not isinstance(error, criu.CriuError):
+            error.details = "\n".join(filter(None, [error.details, f"{self._name} runs on as it was"]))
             return error
         verdict = decisive_line(self._log())
         return RolledBackError(

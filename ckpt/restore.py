@@ -231,7 +231,7 @@ class _Restore:
             "ext_unix_sk": True,
             "link_remap": True,
             "orphan_pts_master": True,
-            "manage_cgroups_mode": self._program.rpc.IGNORE,
+            "manage_cgroups_mode": self._program.rpc.SOFT,
             "inherit_fd": self._inherited,
         }
         request = criu.restore_request(self._program, options)
