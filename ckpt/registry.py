@@ -163,8 +163,12 @@ def find(name: str) -> GroupEntry | None:
 
 
 def get(name: str) -> GroupEntry:
-    """The group called ``name``; NotFoundError names those that are called almost so."""
-    entry = find(name)
+    """The group called ``name``; NotFoundError names those that are called almost so.
+
+    A group that another ckpt is starting just now is waited for: it holds the lock until the group's command runs.
+    """
+    with locked():
+        entry = find(name)
     if entry is None:
         known = [other.name for other in entries()]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

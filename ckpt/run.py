@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import secrets
 import shutil
@@ -47,6 +48,8 @@ MINIMAL_ENVIRONMENT = {
 _NOT_EXECUTED = (126, 127)
 
 _LOG_TAIL = 4096
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +128,7 @@ def _start(spec: GroupSpec, on_pid: Callable[[int], None]) -> tuple[GroupEntry, 
             undo.callback(end_tree, starting.pid, timeout=0)
             registry.add(entry)
             undo.callback(registry.remove, spec.name, pid=entry.pid)
+            _log.info("made the first process, PID %d, with its log in %s", entry.pid, log_path)
             ended = starting.go()
         _require_executed(ended, spec, log_path, log_start)
         on_pid(entry.pid)

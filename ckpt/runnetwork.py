@@ -8,6 +8,7 @@ steps that the plan finds. What may be left by a crash is written into the journ
 from __future__ import annotations
 
 import ipaddress
+import logging
 import secrets
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from ckpt.model.groupspec import GroupSpec, LinkKind, parse_address, wanted_netw
 from ckpt.plan import plan_network
 from ckpt.registry import Operation
 from ckpt.stop import release_bridge
+
+_log = logging.getLogger(__name__)
 
 _PROBE_SECONDS = 0.5
 
@@ -51,6 +54,7 @@ def require_addresses_free(spec: GroupSpec) -> None:
         address = parse_address(text).ip
         owner = _group_with(address, spec.link) or _host_link_with(address)
         if owner is None and link is not None and link.up:
+            _log.info("asking on %s who has %s", spec.link, address)
             mac = arp.probe(None, spec.link, str(address), _PROBE_SECONDS)
             owner = f"{mac} on {spec.link}" if mac else None
         if owner is not None:
@@ -69,10 +73,13 @@ def attach(spec: GroupSpec, namespace: int, operation: Operation, undo: ExitStac
     if spec.link is not None and spec.kind is LinkKind.VETH:
         operation.note(links=[outside_ifname], bridge=spec.link)
         undo.callback(release_bridge, spec.link)
-        outside.ensure_bridge(spec.link)
+        if outside.ensure_bridge(spec.link):
+            _log.info("made the bridge %s", spec.link)
         attachment = Attachment(links=(outside_ifname,), bridge_made=spec.link in outside.made_bridges())
     wanted = wanted_network(spec, outside_ifname, _random_mac())
-    apply.apply(namespace, plan_network(wanted, rtnl.read_network(namespace)), undo)
+    steps = plan_network(wanted, rtnl.read_network(namespace))
+    apply.apply(namespace, steps, undo)
+    _log.info("filled the network namespace in %d steps: %s", len(steps), " ".join(spec.addresses) or "lo alone")
     # Who has talked to an earlier owner of the addresses shall not have to wait until it forgets that one's MAC.
     arp.announce(namespace, wanted)
     return attachment

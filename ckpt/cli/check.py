@@ -62,13 +62,7 @@ def _group(target: str | int) -> Sequence[Finding]:
 def _image(image: Path) -> Sequence[Finding]:
     from ckpt.restore import restore_group
 
-    try:
-        return tuple(restore_group(image, dry_run=True, criu_path=settings().criu).findings)
-    except RefusedError as refusal:
-        found: Sequence[Finding] = getattr(refusal, "findings", ())
-        if not found:
-            raise
-        return found
+    return restore_group(image, dry_run=True, criu_path=settings().criu).findings
 
 
 def _show(found: Sequence[Finding], subject: str) -> None:

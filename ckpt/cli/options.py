@@ -47,6 +47,16 @@ def _set_json(context: click.Context, _: click.Parameter, value: bool) -> None:
 
 def _set_verbose(context: click.Context, _: click.Parameter, value: int) -> None:
     context.ensure_object(Settings).verbose += value
+    if value:
+        _show_steps(context.ensure_object(Settings).verbose)
+
+
+def _show_steps(verbose: int) -> None:
+    """Let what the engine logs be seen on standard error: its steps, and with a second -v their details."""
+    import logging
+
+    logging.basicConfig(format="ckpt: %(message)s", level=logging.WARNING)
+    logging.getLogger("ckpt").setLevel(logging.DEBUG if verbose > 1 else logging.INFO)
 
 
 def _set_criu(context: click.Context, _: click.Parameter, value: str | None) -> None:

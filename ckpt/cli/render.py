@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
@@ -81,7 +81,9 @@ def _rich_table(columns: Sequence[str], names: Sequence[str], cells: list[list[s
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    drawn = Table(
+        box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False, show_edge=False
+    )
     for column, name in zip(columns, names, strict=True):
         drawn.add_column(name, justify="right" if column.startswith(">") else "left", overflow="fold")
     for row in cells:
@@ -129,14 +131,14 @@ def moment(epoch: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(epoch))
 
 
-def findings(found: Sequence[Finding], *, file: TextIO | None = None) -> None:
+def findings(found: Sequence[Finding]) -> None:
     """Print findings, gravest first, each with what to do."""
     order = {"block": 0, "warn": 1, "ok": 2}
     for finding in sorted(found, key=lambda item: order[item.severity]):
         line = f"{finding.severity:<5}  {finding.subject}: {finding.reason}"
-        click.echo(printable(line), file=file)
+        click.echo(printable(line))
         if finding.remedy:
-            click.echo(printable(f"       → {finding.remedy}"), file=file)
+            click.echo(printable(f"       → {finding.remedy}"))
 
 
 def warn(text: str) -> None:
@@ -146,7 +148,6 @@ def warn(text: str) -> None:
 
 def error(failure: CkptError, settings: Settings) -> None:
     """Print an error on standard error: brief, details and hint, or the same fields as JSON."""
-    found: Sequence[Finding] = getattr(failure, "findings", ())
     if settings.json:
         fields = {
             "brief": failure.brief,
@@ -155,14 +156,11 @@ def error(failure: CkptError, settings: Settings) -> None:
             "hint": failure.hint,
             "status": failure.status,
         }
-        click.echo(to_json({"error": fields | ({"findings": found} if found else {})}), err=True)
+        click.echo(to_json({"error": fields}), err=True)
         return
     click.echo(f"ckpt: {printable(failure.brief)}", err=True)
-    if found:
-        findings([finding for finding in found if finding.remedy], file=sys.stderr)
-    else:
-        for line in (failure.details or "").splitlines():
-            click.echo(f"  {printable(line)}", err=True)
+    for line in (failure.details or "").splitlines():
+        click.echo(f"  {printable(line)}", err=True)
     if failure.hint:
         click.echo(f"  hint: {printable(failure.hint)}", err=True)
     if settings.verbose:

@@ -562,6 +562,15 @@ def test_detached_ckpt_can_be_killed_without_the_group() -> None:
     assert os.getsid(entry.pid) == entry.pid
 
 
+def test_verbose_shows_each_step(bridge: str) -> None:
+    name = random_name("g")
+    arguments = ["run", "-v", "--name", name, "--link", bridge, "--address", "10.77.0.2/24", "--", "true"]
+    done = subprocess.run([*CKPT, *arguments], capture_output=True, text=True, check=True)
+    lines = done.stderr.splitlines()
+    assert lines[0] == f"ckpt: asking on {bridge} who has 10.77.0.2"
+    assert [line.split()[1:3] for line in lines[1:]] == [["filled", "the"], ["made", "the"]]
+
+
 def test_is_subreaper_only_while_it_starts() -> None:
     run.run_group(spec("true"))
     value = ctypes.c_int(-1)

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import ckpt
 from ckpt import errors, registry
 from ckpt.cli import main, ps, render, status
-from ckpt.cli.options import Settings, Target
+from ckpt.cli.options import Target
 from ckpt.errors import CkptError, NotFoundError, RefusedError
 from ckpt.model.finding import Finding, Severity
 from ckpt.registry import GroupEntry
@@ -346,13 +346,6 @@ def test_findings_are_shown_gravest_first(capsys: pytest.CaptureFixture[str]) ->
     ]
     render.findings(found)
     assert capsys.readouterr().out == "block  nft: missing\n       → install it\nok     tini: there\n"
-
-
-def test_refusal_shows_each_finding_with_its_remedy(capsys: pytest.CaptureFixture[str]) -> None:
-    refusal = RefusedError("web cannot be dumped", code="x", details="d")
-    refusal.findings = (Finding(severity=Severity.BLOCK, code="b", subject="fd 5", reason="MPTCP", remedy="use TCP"),)  # type: ignore[attr-defined]
-    render.error(refusal, Settings())
-    assert capsys.readouterr().err == "ckpt: web cannot be dumped\nblock  fd 5: MPTCP\n       → use TCP\n"
 
 
 def test_package_offers_its_functions_lazily() -> None:
