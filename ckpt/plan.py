@@ -169,6 +169,10 @@ def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
     ordered = order_links(links)
     steps += _make_links([link for link in ordered if link.ifname not in there])
     ports = sorted((link for link in links if link.master), key=lambda link: (link.master, link.port_number))
+    # What a master is, its ports copy when they join it: it is adjusted before, and after, for what they change in it.
+    masters = {link.master for link in ports}
+    if masters:
+        steps.append(AdjustLinks(links=tuple(link for link in ordered if link.ifname in masters)))
     steps += [Enslave(ifname=link.ifname, master=link.master) for link in ports]
     steps.append(AdjustLinks(links=ordered))
     steps.append(WriteSysctls(values=_devices(wanted, names)))

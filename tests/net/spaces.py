@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, is_dataclass, replace
 from typing import Any
 
 from ckpt.kernel import apply, netns, rtnl
@@ -122,6 +122,14 @@ def _comparable_entries(entries: tuple[ConntrackEntry, ...]) -> tuple[ConntrackE
     return tuple(sorted(mine, key=repr))
 
 
+def assert_shown(space: int, wanted: dict[str, Any]) -> None:
+    """Other tools show ``wanted`` of ``space``, at the latest when the kernel has propagated carrier states."""
+    deadline = time.monotonic() + SETTLING_SECONDS
+    while different := differences(shown(space), wanted):
+        assert time.monotonic() < deadline, "\n".join(different)
+        time.sleep(0.1)
+
+
 _COMMANDS = (
     "ip -j -d link show",
     "ip -j -d addr show",
@@ -144,6 +152,9 @@ _INCOMPARABLE = {
     "preferred_life_time",
     "metainfo",
     "hello_timer",
+    "forward_delay_timer",
+    "hold_timer",
+    "message_age_timer",
     "tcn_timer",
     "topology_change_timer",
     "gc_timer",
@@ -163,3 +174,16 @@ def _clean(value: Any) -> Any:
         cleaned = [_clean(item) for item in value]
         return sorted(cleaned, key=repr) if all(isinstance(item, dict) for item in cleaned) else cleaned
     return value
+
+
+def differences(one: Any, other: Any, place: str = "") -> list[str]:
+    """Where two structures differ, each difference as one line: a failed test then says what."""
+    if is_dataclass(one) and not isinstance(one, type) and is_dataclass(other) and not isinstance(other, type):
+        one, other = asdict(one), asdict(other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = [*one, *(key for key in other if key not in one)]
+        return [line for key in keys for line in differences(one.get(key), other.get(key), f"{place}/{key}")]
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return [line for number, (a, b) in pairs for line in differences(a, b, f"{place}/{number}")]
+    return [] if one == other else [f"{place}: {one!r} != {other!r}"]
