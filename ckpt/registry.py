@@ -40,8 +40,8 @@ class GroupEntry:
     """A group known to this host.
 
     ``pid`` is the root task as the host sees it and ``start_time`` its start in clock ticks after boot. ``links``
-    are the ends of its links that lie in the host's namespace; ``bridge_made`` says that ckpt made ``bridge``; ``parent`` is the host's link below a macvlan. Times are seconds
-    since the epoch.
+    are the ends of its links that lie in the host's namespace; ``bridge_made`` says that ckpt made ``bridge``;
+    ``parent`` is the host's link below a macvlan. Times are seconds since the epoch.
     """
 
     name: str
