@@ -24,14 +24,15 @@ from pathlib import Path
 from ckpt import held, registry, sections
 from ckpt.check import check_dump
 from ckpt.errors import CkptError, ExistsError, NotFoundError, RefusedError, RolledBackError, StorageError
+from ckpt.explain import explain
 from ckpt.image import Summary, Writer, created
 from ckpt.kernel import criu, ending, host, mntns, netns, proc, rtnl, sockdiag, takedown
-from ckpt.kernel.lock import NetworkLock, Scope
+from ckpt.kernel.lock import NetworkLock
 from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group
-from ckpt.model.criu_log import decisive_line
-from ckpt.model.finding import Finding, Severity, blocking
+from ckpt.model.finding import Severity, refuse_blocked
 from ckpt.model.process import GroupFacts, Isolation, Process
 from ckpt.model.socket import Socket
+from ckpt.silence import scope_of, silence
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a word for the stage, and how much of how much is done, in bytes."""
@@ -44,9 +45,6 @@ NETNS_KEY = "ckpt-netns"
 
 GHOST_LIMIT = 1 << 30
 """Deleted files that are still open travel inside CRIU's images up to this size; CRIU's default is 1 MiB."""
-
-DRAIN_SECONDS = 2.0
-"""How long a server gets to accept the connections that wait for it, which CRIU cannot keep."""
 
 _NOT_OURS = ("criu.log", "stats-dump")
 
@@ -130,18 +128,6 @@ def find_root(target: str | int) -> tuple[registry.GroupEntry | None, int]:
     return entry, entry.pid
 
 
-def refuse_blocked(findings: tuple[Finding, ...], brief: str) -> None:
-    """RefusedError that names every finding that blocks, if there is one."""
-    found = blocking(findings)
-    if found:
-        raise RefusedError(
-            brief,
-            code=found[0].code,
-            details="\n".join(f"{one.subject}: {one.reason}" for one in found),
-            hint="; ".join(dict.fromkeys(one.remedy for one in found if one.remedy)) or None,
-        )
-
-
 def _output_path(output: Path | None, name: str, *, force: bool) -> Path:
     path = output or IMAGES / f"{name}.ckpt"
     if output is None:
@@ -193,8 +179,7 @@ class _Dump:
         self._host = host.read_host(criu.version(self._program))
         self._images = self._make_images_directory()
         self._notes = self._read_mount_namespace()
-        self._lock = self._cleanup.enter_context(NetworkLock(self._netns, scope=self._scope()))
-        self._silence()
+        self._lock = self._silence()
         try:
             self._run_criu()
         except CkptError as error:
@@ -234,38 +219,25 @@ class _Dump:
             files=mntns.foreign_files(self._facts.processes),
         )
 
-    def _scope(self) -> Scope | None:
-        """What to lock in the host's namespace: the group's own sockets; None in a namespace of its own: everything."""
-        return None if self._isolated else scope_of(self._facts.sockets)
+    def _silence(self) -> NetworkLock:
+        """Lock the network, once no connection waits that the image could not hold."""
+        listeners = None if self._isolated else self._facts.processes
+        lock = self._cleanup.enter_context(
+            NetworkLock(self._netns, scope=scope_of(self._facts.sockets) if listeners else None)
+        )
 
-    def _silence(self) -> None:
-        """Lock the network; first give connections that wait to be accepted the time to be.
+        def note() -> None:
+            self._operation.note(lock_tables=list(lock.names), netns_pid=self._root)
 
-        An accept queue is not in CRIU's images ("in-flight connection", sk-inet.c), and the client of one that is
-        half open would be answered with a RST by the restored listener.
-        """
-        deadline = time.monotonic() + DRAIN_SECONDS
-        while True:
-            self._lock.close()
-            self._operation.note(lock_tables=list(self._lock.names), netns_pid=self._root)
-            waiting = self._waiting()
-            if not waiting or self._options.skip_in_flight:
-                return
-            if time.monotonic() > deadline:
-                raise RefusedError(
-                    f"{self._name} cannot be dumped",
-                    code="socket-accept-queue",
-                    details=f"{waiting} connections wait to be accepted, and the program does not accept them",
-                    hint="try again when it is less busy, or drop them with --skip-in-flight",
-                )
-            self._lock.gate()
-            while self._waiting() and time.monotonic() < deadline:
-                time.sleep(0.01)
-
-    def _waiting(self) -> int:
-        if self._isolated:
-            return sockdiag.accept_queue(self._netns)
-        return sum(one.accept_queue or 0 for one in sockdiag.read_sockets(self._facts.processes))
+        waiting = silence(lock, self._netns, listeners, note, patient=not self._options.skip_in_flight)
+        if waiting and not self._options.skip_in_flight:
+            raise RefusedError(
+                f"{self._name} cannot be dumped",
+                code="socket-accept-queue",
+                details=f"{waiting} connections wait to be accepted, and the program does not accept them",
+                hint="try again when it is less busy, or drop them with --skip-in-flight",
+            )
+        return lock
 
     # -- frozen --------------------------------------------------------------------------------------------------
 
@@ -381,26 +353,10 @@ class _Dump:
         if not isinstance(error, criu.CriuError):
             error.details = "\n".join(filter(None, [error.details, f"{self._name} runs on as it was"]))
             return error
-        verdict = decisive_line(self._log())
+        why = explain(error, self._images, self._operation)
         return RolledBackError(
-            f"{self._name} could not be dumped, and runs on",
-            code=verdict.code if verdict else error.code,
-            details="\n".join(
-                filter(None, [verdict.brief if verdict else None, verdict.line if verdict else error.details])
-            ),
-            hint=verdict.remedy if verdict else f"CRIU's log is kept in {self._keep_log()}",
+            f"{self._name} could not be dumped, and runs on", code=why.code, details=why.details, hint=why.hint
         )
-
-    def _log(self) -> str:
-        with contextlib.suppress(OSError):
-            return (self._images / criu.LOG_NAME).read_text(errors="replace")
-        return ""
-
-    def _keep_log(self) -> Path | None:
-        kept = registry.state_dir() / f"{self._operation.id}.log"
-        with contextlib.suppress(OSError):
-            shutil.copyfile(self._images / criu.LOG_NAME, kept)
-        return kept
 
     def _take_away(self) -> None:
         """Remove what the killed group had on this host; nothing of it may answer, so the lock goes with the last."""
@@ -428,17 +384,3 @@ class _Dump:
             left_running=self._options.leave_running,
             warnings=warnings,
         )
-
-
-def scope_of(sockets: tuple[Socket, ...]) -> Scope:
-    """What a lock in a shared namespace has to silence for a group with these sockets."""
-    inet = [one for one in sockets if one.is_inet and one.local is not None and one.local.port]
-    return Scope(
-        connections=tuple(
-            (one.local.address, one.local.port, one.remote.address, one.remote.port)
-            for one in inet
-            if one.holds_connection and one.local and one.remote
-        ),
-        listeners=tuple((one.local.address, one.local.port) for one in inet if one.state == "listen" and one.local),
-        udp_ports=tuple(one.local.port for one in inet if one.type == "dgram" and one.local),
-    )

@@ -13,38 +13,32 @@ our descriptor of it, and what was made on the host is undone. The image is only
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
-import secrets
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt import held, registry, sections
-from ckpt.dump import IMAGES, NETNS_KEY, Progress, refuse_blocked, scope_of
+from ckpt.dump import IMAGES, NETNS_KEY, Progress
 from ckpt.errors import CkptError, RestoreError, StorageError
+from ckpt.explain import explain
 from ckpt.image import Reader
-from ckpt.kernel import adopter, apply, arp, criu, ending, host, mntns, netns, outside, proc, rtnl, sockdiag, takedown
-from ckpt.kernel.lock import NetworkLock
+from ckpt.kernel import adopter, arp, criu, host, mntns, netns, proc, sockdiag
 from ckpt.kernel.syscalls import PR_SET_CHILD_SUBREAPER, prctl
 from ckpt.model.checkpoint import Checkpoint, InheritedFile
-from ckpt.model.criu_log import decisive_line
-from ckpt.model.finding import Finding
+from ckpt.model.finding import Finding, refuse_blocked
 from ckpt.model.host import KnownGroup
-from ckpt.model.network import Network, Place
-from ckpt.model.process import Process
-from ckpt.plan import plan_network
+from ckpt.orphans import are_pids_taken, killed_on_failure
+from ckpt.rebuild import rebuild
 from ckpt.revalidate import needs_of, revalidate
 from ckpt.verify import compare
 
 ANNOUNCE_AFTER = (0.0, 0.05, 0.15, 0.3, 0.5)
 """Seconds after the cut-over at which addresses are announced: several, since any one of them may be lost."""
-
-ZOMBIE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,8 +123,6 @@ class _Restore:
         self._tcp_close = tcp_close
         self._operation = operation
         self._undo = undo
-        self._network: Network | None = None
-        self._netns: int | None = None
         self._root = 0
 
     def run(self, progress: Progress, findings: tuple[Finding, ...]) -> RestoreReport:
@@ -140,7 +132,7 @@ class _Restore:
             images = self._extract(progress)
             passing.callback(shutil.rmtree, images, ignore_errors=True)
             try:
-                self._lock = self._make_network(passing)
+                self._home = rebuild(self._checkpoint, self._operation, passing, self._undo)
                 self._run_criu(images, passing)
             except CkptError as error:
                 raise self._undone(error, images) from error
@@ -170,51 +162,6 @@ class _Restore:
             raise
         return directory
 
-    def _make_network(self, passing: contextlib.ExitStack) -> NetworkLock:
-        """The namespace, locked before it has an address; or a lock on the group's own sockets on the host."""
-        wanted = self._checkpoint.network
-        if wanted is None:
-            lock = passing.enter_context(
-                NetworkLock(passing.enter_context(_own_netns()), scope=scope_of(self._checkpoint.sockets))
-            )
-            lock.close(permanent=True)
-            self._operation.note(lock_tables=list(lock.names), netns_pid=os.getpid())
-            held.release(self._reader.header.id)
-            return lock
-        self._netns = netns.create()
-        passing.callback(os.close, self._netns)
-        lock = NetworkLock(self._netns)
-        lock.close(permanent=True)
-        self._network = self._fit_outside(wanted)
-        self._make_bridges(self._network)
-        observed = rtnl.read_network(self._netns)
-        apply.apply(self._netns, plan_network(self._network, observed), self._undo)
-        for pin in self._checkpoint.group.netns_names:
-            takedown.pin(self._netns, pin)
-            self._undo.callback(takedown.unpin, [pin])
-        return lock
-
-    def _fit_outside(self, network: Network) -> Network:
-        """The network with the host's ends of its veths named so that they are free here."""
-        links = []
-        for link in network.links:
-            peer = link.counterpart
-            if link.kind == "veth" and peer is not None and peer.place is Place.CALLER:
-                ifname = f"ckpt{secrets.token_hex(4)}" if outside.find(peer.ifname) else peer.ifname
-                link = dataclasses.replace(link, counterpart=dataclasses.replace(peer, ifname=ifname, ifindex=0))
-            links.append(link)
-        network = dataclasses.replace(network, links=tuple(links))
-        self._operation.note(links=list(_outside_ends(network)))
-        return network
-
-    def _make_bridges(self, network: Network) -> None:
-        if not self._checkpoint.group.bridge_made:
-            return
-        for master in {link.counterpart.master for link in network.links if link.counterpart} - {""}:
-            self._operation.note(bridge=master)
-            if outside.ensure_bridge(master):
-                self._undo.callback(outside.delete, master)
-
     # -- CRIU ----------------------------------------------------------------------------------------------------
 
     def _run_criu(self, images: Path, passing: contextlib.ExitStack) -> None:
@@ -235,28 +182,28 @@ class _Restore:
             "inherit_fd": self._inherited,
         }
         request = criu.restore_request(self._program, options)
-        with _adopting_orphans(), criu.Swrk(self._program, launch) as swrk:
+        with killed_on_failure(), criu.Swrk(self._program, launch) as swrk:
             swrk.request(request, lambda stage, pid: self._notify(swrk, stage, pid))
 
     def _launch(self, passing: contextlib.ExitStack) -> criu.Launch:
         """What CRIU inherits and runs in: the namespaces of the group that are not in its images."""
         notes = self._checkpoint.criu
         self._inherited: list[dict[str, object]] = []
-        if self._netns is not None:
-            self._inherited.append({"key": notes.netns_key or NETNS_KEY, "fd": self._netns})
+        if self._home.netns is not None:
+            self._inherited.append({"key": notes.netns_key or NETNS_KEY, "fd": self._home.netns})
         for file in notes.files:
             self._inherited.append({"key": file.key, "fd": passing.enter_context(_opened(file))})
         passed = [int(str(one["fd"])) for one in self._inherited]
         wrapper: list[str] = []
         if notes.mounts is not None:
-            mounts = mntns.create(notes.mounts, self._netns)
+            mounts = mntns.create(notes.mounts, self._home.netns)
             passing.callback(os.close, mounts)
             passed.append(mounts)
             wrapper += ["nsenter", f"--mount=/proc/self/fd/{mounts}", "--"]
         self._adopted = not self._checkpoint.group.pid_namespace and are_pids_taken(self._checkpoint.processes)
         if self._adopted:
             wrapper += ["unshare", "--pid", "--mount", "--fork", "--mount-proc", "--propagation", "slave", "--"]
-            inside = "-" if self._netns is None else str(self._netns)
+            inside = "-" if self._home.netns is None else str(self._home.netns)
             wrapper += [sys.executable, "-I", "-S", adopter.__file__, inside]
         return criu.Launch(pass_fds=tuple(passed), wrapper=tuple(wrapper), wrapper_lingers=self._adopted)
 
@@ -271,7 +218,8 @@ class _Restore:
         self._write_down()
         # What is released here is the group's: from now on CRIU's tasks live on without us.
         prctl(PR_SET_CHILD_SUBREAPER, 0)
-        self._lock.release()
+        held.release(self._reader.header.id)
+        self._home.lock.release()
         # ---- point of no return: packets pass, and CRIU lets the tasks run when this returns ----
 
     def _verify(self) -> None:
@@ -288,19 +236,19 @@ class _Restore:
             )
 
     def _write_down(self) -> None:
-        group, network = self._checkpoint.group, self._network
-        addresses = tuple(one.address for one in network.addresses if one.scope != "host") if network else ()
-        masters = [link.counterpart.master for link in network.links if link.counterpart] if network else []
+        group, home = self._checkpoint.group, self._home
+        addresses = home.network.addresses if home.network else ()
         entry = registry.GroupEntry(
             name=self._name,
             pid=self._root,
             start_time=registry.start_time(self._root) or 0,
             isolation=group.isolation.value,
-            netns=netns.inode(self._netns) if self._netns is not None else None,
-            links=_outside_ends(network) if network else (),
-            bridge=next(filter(None, masters), None),
+            netns=netns.inode(home.netns) if home.netns is not None else None,
+            links=home.outside_links,
+            bridge=home.bridge,
             bridge_made=group.bridge_made,
-            addresses=addresses,
+            parent=home.parent,
+            addresses=tuple(one.address for one in addresses if one.scope == "global"),
             log=group.log,
             command=group.command,
             restored_from=str(self._image),
@@ -311,32 +259,19 @@ class _Restore:
     # -- after ---------------------------------------------------------------------------------------------------
 
     def _announce(self) -> None:
-        if self._netns is None or self._network is None:
+        if self._home.netns is None or self._home.network is None:
             return
         began = time.monotonic()
         for after in ANNOUNCE_AFTER:
             time.sleep(max(0.0, began + after - time.monotonic()))
-            arp.announce(self._netns, self._network)
+            arp.announce(self._home.netns, self._home.network)
 
     def _undone(self, error: CkptError, images: Path) -> CkptError:
-        if not isinstance(error, criu.CriuError):
-            return error
-        with contextlib.suppress(OSError):
-            log = (images / criu.LOG_NAME).read_text(errors="replace")
-            kept = registry.state_dir() / f"{self._operation.id}.log"
-            shutil.copyfile(images / criu.LOG_NAME, kept)
-            verdict = decisive_line(log)
-            return RestoreError(
-                f"{self._name} could not be restored; nothing of it was left, the image is as it was",
-                code=verdict.code if verdict else error.code,
-                details=f"{verdict.brief}\n{verdict.line}" if verdict else error.details,
-                hint=(verdict.remedy if verdict else None) or f"CRIU's log is kept in {kept}",
-            )
-        return RestoreError(
-            f"{self._name} could not be restored; nothing of it was left, the image is as it was",
-            code=error.code,
-            details=error.details,
-        )
+        brief = f"{self._name} could not be restored; nothing of it was left, the image is as it was"
+        if isinstance(error, criu.CriuError):
+            why = explain(error, images, self._operation)
+            return RestoreError(brief, code=why.code, details=why.details, hint=why.hint)
+        return RestoreError(brief, code=error.code, details=str(error), hint=error.hint)
 
     def _report(self, began: float, findings: tuple[Finding, ...]) -> RestoreReport:
         return RestoreReport(
@@ -349,41 +284,6 @@ class _Restore:
             away_seconds=time.time() - self._reader.header.created,
             findings=findings,
         )
-
-
-def are_pids_taken(processes: Sequence[Process]) -> bool:
-    """Whether something here has an id that these processes and threads need.
-
-    A zombie is waited for a moment: the group itself may have been dumped just now, and its parent be slow.
-    """
-    wanted = {thread.ns_ids[-1] for one in processes for thread in one.threads if thread.ns_ids}
-    wanted |= {one.ns_pid for one in processes}
-    deadline = time.monotonic() + ZOMBIE_SECONDS
-    while True:
-        taken = [number for number in wanted if Path(f"/proc/{number}").exists()]
-        if not taken:
-            return False
-        if any(registry.start_time(number) is not None for number in taken) or time.monotonic() > deadline:
-            return True
-        time.sleep(0.02)
-
-
-def _outside_ends(network: Network) -> tuple[str, ...]:
-    """The names of the links on the host that are the other ends of the group's."""
-    return tuple(
-        link.counterpart.ifname
-        for link in network.links
-        if link.kind == "veth" and link.counterpart is not None and link.counterpart.place is Place.CALLER
-    )
-
-
-@contextlib.contextmanager
-def _own_netns() -> Iterator[int]:
-    fd = netns.open_own()
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -403,24 +303,3 @@ def _opened(file: InheritedFile) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-@contextlib.contextmanager
-def _adopting_orphans() -> Iterator[None]:
-    """Until the restore is settled, what a CRIU that was killed leaves half made falls to us, and we kill it."""
-    before = set(_children())
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
-    try:
-        yield
-    except BaseException:
-        for pid in set(_children()) - before:
-            ending.end_tree(pid, timeout=0)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-        raise
-    finally:
-        prctl(PR_SET_CHILD_SUBREAPER, 0)
-
-
-def _children() -> list[int]:
-    return [int(word) for path in Path("/proc/self/task").glob("*/children") for word in path.read_text().split()]

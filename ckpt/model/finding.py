@@ -9,6 +9,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from ckpt.errors import RefusedError
+
 
 class Severity(enum.StrEnum):
     """How grave a finding is: only ``BLOCK`` stops a dump or a restore."""
@@ -36,3 +38,15 @@ class Finding:
 def blocking(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
     """Those of ``findings`` that stop the work."""
     return tuple(finding for finding in findings if finding.severity is Severity.BLOCK)
+
+
+def refuse_blocked(findings: tuple[Finding, ...], brief: str) -> None:
+    """RefusedError that names every finding that blocks, if there is one."""
+    found = blocking(findings)
+    if found:
+        raise RefusedError(
+            brief,
+            code=found[0].code,
+            details="\n".join(f"{one.subject}: {one.reason}" for one in found),
+            hint="; ".join(dict.fromkeys(one.remedy for one in found if one.remedy)) or None,
+        )

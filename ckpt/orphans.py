@@ -1,0 +1,50 @@
+"""Processes that a restore meets or makes beside the group: those that have its PIDs, and those CRIU abandons."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ckpt import registry
+from ckpt.kernel import ending, proc
+from ckpt.kernel.syscalls import PR_SET_CHILD_SUBREAPER, prctl
+from ckpt.model.process import Process
+
+ZOMBIE_SECONDS = 1.0
+
+
+def are_pids_taken(processes: Sequence[Process]) -> bool:
+    """Whether something here has an id that these processes and threads need.
+
+    A zombie is waited for a moment: the group itself may have been dumped just now, and its parent be slow.
+    """
+    wanted = {thread.ns_ids[-1] for one in processes for thread in one.threads if thread.ns_ids}
+    wanted |= {one.ns_pid for one in processes}
+    deadline = time.monotonic() + ZOMBIE_SECONDS
+    while True:
+        taken = [number for number in wanted if Path(f"/proc/{number}").exists()]
+        if not taken:
+            return False
+        if any(registry.start_time(number) is not None for number in taken) or time.monotonic() > deadline:
+            return True
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def killed_on_failure() -> Iterator[None]:
+    """While the block runs, what a CRIU that was killed leaves half made falls to us; if it fails, we kill it."""
+    before = set(proc.children(os.getpid()))
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    except BaseException:
+        for pid in set(proc.children(os.getpid())) - before:
+            ending.end_tree(pid, timeout=0)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        raise
+    finally:
+        prctl(PR_SET_CHILD_SUBREAPER, 0)
