@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ckpt.clean import clean as clean_host
     from ckpt.dump import dump_group
     from ckpt.errors import CkptError
     from ckpt.model.finding import Finding
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ckpt.registry import GroupEntry
     from ckpt.registry import entries as groups
     from ckpt.registry import get as group
+    from ckpt.restore import restore_group
     from ckpt.run import run_group, start_group
     from ckpt.stop import stop_group
 
@@ -27,9 +29,11 @@ __all__ = [
     "GroupEntry",
     "GroupSpec",
     "__version__",
+    "clean_host",
     "dump_group",
     "group",
     "groups",
+    "restore_group",
     "run_group",
     "start_group",
     "stop_group",
@@ -44,8 +48,10 @@ _HOMES = {
     "GroupSpec": ("ckpt.model.groupspec", "GroupSpec"),
     "group": ("ckpt.registry", "get"),
     "groups": ("ckpt.registry", "entries"),
+    "restore_group": ("ckpt.restore", "restore_group"),
     "run_group": ("ckpt.run", "run_group"),
     "start_group": ("ckpt.run", "start_group"),
+    "clean_host": ("ckpt.clean", "clean"),
     "dump_group": ("ckpt.dump", "dump_group"),
     "stop_group": ("ckpt.stop", "stop_group"),
 }

@@ -353,5 +353,6 @@ def test_package_offers_its_functions_lazily() -> None:
     script += "; assert loaded == [False] and 'ckpt.registry' in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
     assert set(ckpt.__all__) <= set(dir(ckpt))
+    assert all(getattr(ckpt, name) is not None for name in ckpt.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = ckpt.nonsense
