@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ckpt.check.finding import block, of_file, of_holders, of_process, warn
 from ckpt.model.finding import Finding
-from ckpt.model.process import FileKind, GroupFacts, OpenFile, OutsideEnd, Process
+from ckpt.model.process import FileKind, GroupFacts, Isolation, OpenFile, OutsideEnd, Process
 from ckpt.model.socket import Socket
 
 DEV_TTY = "5:0"
@@ -89,8 +89,9 @@ def _unix(facts: GroupFacts, end: OutsideEnd, holders: str) -> Iterator[Finding]
     if one is None or not one.owners:
         return
     subject = f"PID {one.owners[0].pid}, fd {one.owners[0].fd}"
-    if one.type == "dgram" and end.path:
-        # with ext_unix_sk CRIU connects it to the name again (criu/sk-unix.c)
+    if one.type == "dgram" and end.path and facts.isolation is Isolation.NONE:
+        # with ext_unix_sk CRIU connects it to the name again (criu/sk-unix.c); from a namespace of its own it does not
+        # see the other end: "Unix socket 1305564 without peer 1305549"
         yield warn(
             "unix-peer-outside",
             subject,

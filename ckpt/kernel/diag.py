@@ -75,7 +75,7 @@ class InetEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnixEntry:
-    """A unix socket of a namespace. ``pending`` are the inodes of connections that wait to be accepted."""
+    """A unix socket of a namespace. ``pending`` are the inodes of clients that wait to be accepted."""
 
     inode: int
     state: str

@@ -24,7 +24,7 @@ def build_id(path: str) -> str | None:
         return None
     try:
         return _build_id(fd)
-    except (OSError, struct.error):
+    except (OSError, OverflowError, struct.error):
         return None
     finally:
         os.close(fd)

@@ -123,7 +123,7 @@ class _Reader:
         if fd is None:
             yield None
             return
-        with socket.socket(fileno=fd) as duplicate:
+        with _wrap(fd) as duplicate:
             # the number may have been closed and given to another file since it was listed
             yield duplicate if os.fstat(fd).st_ino == inode else None
 
@@ -183,6 +183,14 @@ class _Reader:
             receive_queue=0 if listening else entry.receive_queue,
             send_queue=0 if listening else entry.send_queue,
         )
+
+
+def _wrap(fd: int) -> socket.socket:
+    """The socket object of a descriptor; its family is asked for, as Python's own way fails where it has no name."""
+    unknown = socket.socket(socket.AF_UNIX, fileno=fd)
+    family = _number(unknown, socket.SOL_SOCKET, SO_DOMAIN)
+    unknown.detach()
+    return socket.socket(socket.AF_UNIX if family is None else family, fileno=fd)
 
 
 def describe(duplicate: socket.socket, inode: int, netns: int, owners: tuple[Owner, ...]) -> Socket:

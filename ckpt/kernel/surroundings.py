@@ -180,27 +180,29 @@ def _outside_pipes(files: Sequence[OpenFile], foreign: _Foreign) -> Iterator[Out
 
 
 def _outside_sockets(root: int, sockets: Sequence[Socket], foreign: _Foreign) -> Iterator[OutsideEnd]:
-    # a connection that still waits in a listener is held by nobody, and belongs to whoever holds the listener
-    own = {one.inode for one in sockets} | {inode for one in sockets for inode in one.pending}
-    names, listeners = _unix_peers(root)
+    own = {one.inode for one in sockets}
     for one in sockets:
         sharers = foreign.holders(f"socket:[{one.inode}]")
         if sharers:
             yield OutsideEnd(kind="socket", inode=one.inode, path=one.path or "", holders=sharers)
-        if one.family == "unix" and one.peer and one.peer not in own:
-            holders = foreign.holders(f"socket:[{listeners.get(one.peer, one.peer)}]")
-            # without a holder it is on its way in a message (SCM_RIGHTS), which CRIU follows
-            if holders:
-                path = names.get(one.peer) or ""
-                yield OutsideEnd(kind="unix", inode=one.inode, path=path, peer=one.peer, holders=holders)
+    # what waits in a listener has no other end yet (peer 0): it is listed by the listener, which then counts as that
+    connected = [one for one in sockets if one.family == "unix" and one.state == "established" and one.peer not in own]
+    names, listeners = _unix_peers(root) if connected else ({}, {})
+    for one in connected:
+        peer = one.peer or listeners.get(one.inode, 0)
+        holders = foreign.holders(f"socket:[{peer}]") if peer not in own else ()
+        # without a holder it is on its way in a message (SCM_RIGHTS), which CRIU follows
+        if holders:
+            yield OutsideEnd(kind="unix", inode=one.inode, path=names.get(peer) or "", peer=peer, holders=holders)
 
 
-def _unix_peers(pid: int) -> tuple[dict[int, str | None], dict[int, int]]:
-    """Names of unix sockets, and listener by waiting connection, in the namespace of ``pid`` and in ckpt's own."""
+def _unix_peers(root: int) -> tuple[dict[int, str | None], dict[int, int]]:
+    """Names of unix sockets, and listener by waiting client, in the namespace of ``root`` and in ckpt's own."""
     names: dict[int, str | None] = {}
     listeners: dict[int, int] = {}
     with contextlib.ExitStack() as stack:
-        for fd in (namespaces.open_own(), namespaces.open_of(pid)):
+        for opened in (namespaces.open_own, lambda: namespaces.open_of(root)):
+            fd = opened()
             stack.callback(os.close, fd)
             for entry in diag.unix_sockets(fd):
                 names[entry.inode] = entry.name

@@ -87,6 +87,9 @@ _RULES = (
         "a unix connection to {0} has its other end outside of the group",
         "close it before the dump, or dump both processes as one group",
     ),
+    _rule(
+        r"Unix socket \d+ without peer", "unix-peer-outside", "a unix socket is connected to one outside of the group"
+    ),
     _rule(r"External socket is used", "unix-peer-outside", "a unix socket has its other end outside of the group"),
     _rule(r"Unix socket \d+ not found", "socket-netns", "a unix socket was made in another network namespace"),
     _rule(r"Can't dump corked dgram", "udp-corked", "a UDP socket is corked", "try again"),

@@ -63,7 +63,7 @@ class Socket:
     the other end of a unix connection (0: none). ``backlog`` and ``accept_queue`` are of listeners. The queues are
     bytes, memory the kernel accounts for them where it does not say bytes (UDP, packet, netlink). ``device`` is what
     SO_BINDTODEVICE names, ``groups`` are the multicast groups it has joined. ``pending`` are the inodes of the unix
-    connections that wait in a listener.
+    clients that wait in a listener.
     """
 
     inode: int

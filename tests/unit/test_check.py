@@ -80,6 +80,7 @@ BLOCKS = [
     ("socket-shared", group(sockets=(socket(),), outside=(SHARED_SOCKET,))),
     ("unix-peer-outside", unix()),
     ("unix-peer-outside", unix(type="seqpacket")),
+    ("unix-peer-outside", unix(type="dgram")),
     (
         "terminal-outside",
         group(process(files=(file(FileKind.TTY, "/dev/pts/4", special="136:4"),)), outside=(terminal(SHELL),)),
@@ -134,7 +135,7 @@ WARNINGS = [
             outside=(OutsideEnd(kind="pipe", inode=500, holders=SHELL),),
         ),
     ),
-    ("unix-peer-outside", unix(type="dgram")),
+    ("unix-peer-outside", dataclasses.replace(unix(type="dgram"), isolation=Isolation.NONE)),
     ("terminal-outside", group(process(tty="136:4"), outside=(terminal(SHELL),))),
     ("sysv-left", group(sysv_ipc=(SysvIpc(kind="msg", key=1, id=2),))),
     ("exe-deleted", group(process(exe=dataclasses.replace(SLEEP, deleted=True)))),
