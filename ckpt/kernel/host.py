@@ -20,7 +20,7 @@ from ckpt import __version__
 from ckpt.errors import CkptError
 from ckpt.kernel import arp, diag, elf, netns, outside, probe, rtnl_kinds, rtnl_links
 from ckpt.kernel.files import TTY_MAJORS, device_name
-from ckpt.kernel.netlink import Netlink
+from ckpt.kernel.netlink import Netlink, ip_bytes
 from ckpt.kernel.procfs import read_text
 from ckpt.model.host import (
     Answer,
@@ -41,7 +41,7 @@ from ckpt.model.socket import IPPROTO_TCP, IPPROTO_UDP, Endpoint
 PROBE_SECONDS = 0.25
 """How long an answer to an address probe is waited for. On a segment of the same site it takes some milliseconds."""
 
-_PROBES_AT_ONCE = 64
+_PROBES_AT_ONCE = 256
 _BUILD_ID_ROLES = (FileRole.EXECUTABLE, FileRole.MAPPED)
 
 _IFF_UP = 0x1
@@ -98,12 +98,13 @@ def read_target(
         answers=ask(needs.probes, links, probe_seconds),
         groups=tuple(groups),
         sockets=tuple(_busy_sockets(frozenset(needs.ports))),
+        bindable=tuple(endpoint for endpoint in needs.binds if _is_bindable(endpoint)),
         # /proc shows threads under their own ids too, though it does not list them
         pids_taken=tuple(pid for pid in needs.pids if os.path.exists(f"/proc/{pid}")),
         kinds_missing=_kinds_missing(needs.kinds),
         tools_missing=tuple(tool for tool in needs.tools if shutil.which(tool) is None),
         congestion=tuple(read_text("/proc/sys/net/ipv4/tcp_available_congestion_control").split()),
-        nonlocal_bind=read_text("/proc/sys/net/ipv4/ip_nonlocal_bind").strip() == "1",
+        nonlocal_bind=_binds_anything(4),
         pid_max=int(read_text("/proc/sys/kernel/pid_max") or "0"),
         memory_available=memory.get("MemAvailable", 0),
         swap_free=memory.get("SwapFree", 0),
@@ -239,6 +240,25 @@ def _busy_sockets(ports: frozenset[int]) -> Iterator[BusySocket]:
             if local.port in ports:
                 state = "established" if remote.port else "close"
                 yield BusySocket(protocol=IPPROTO_UDP, state=state, local=local, remote=remote if remote.port else None)
+
+
+def _is_bindable(endpoint: Endpoint) -> bool:
+    """Whether the kernel counts the address as the host's: on a link, routed as local, or as broadcast."""
+    six = ":" in endpoint.address
+    if _binds_anything(6 if six else 4):
+        return False  # it would take everything, and so say nothing
+    try:
+        # Never a name to be looked up, whatever the image says.
+        ip_bytes(endpoint.address)
+        with socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM) as trial:
+            trial.bind((endpoint.address, 0, 0, endpoint.scope) if six else (endpoint.address, 0))
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _binds_anything(version: int) -> bool:
+    return read_text(f"/proc/sys/net/ipv{version}/ip_nonlocal_bind").strip() == "1"
 
 
 def _endpoint(word: str) -> Endpoint:

@@ -44,6 +44,7 @@ class FileRole(enum.StrEnum):
     WORKDIR = "workdir"
     ROOT = "root"
     SOCKET = "socket"
+    NETNS = "netns"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,8 @@ class FileNeed:
     """A path that must be there, and how it was on the source: None where that does not matter.
 
     ``path`` is where to look for it on the target; ``user`` says who needs it (``PID 71, fd 5``). ``append`` says that
-    the group does nothing but write to its end. For the role ``SOCKET`` it is the name that a unix socket is bound to.
+    the group does nothing but write to its end. For the role ``SOCKET`` it is the name that a unix socket is bound to,
+    for ``NETNS`` a name that the group's network namespace shall have again, and that must be free.
     """
 
     path: str
@@ -79,7 +81,8 @@ class Needs:
 
     ``kinds`` are the kinds of link its kernel must know, ``tools`` the programs that must be installed. ``pids`` are
     only those that are restored into the host's own PID namespace. ``ports`` are the local ports of inet sockets in
-    the host's own network namespace; without any, no socket of the target is looked at.
+    the host's own network namespace, ``binds`` what they are bound to, all with port 0; without any ports, no socket
+    of the target is looked at.
     """
 
     files: tuple[FileNeed, ...] = ()
@@ -88,6 +91,7 @@ class Needs:
     kinds: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
     ports: tuple[int, ...] = ()
+    binds: tuple[Endpoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +154,9 @@ class TargetFacts:
     """What was found on the target.
 
     A path of the needs that is not among ``files`` is not there. ``pids_taken``, ``kinds_missing`` and
-    ``tools_missing`` are those of the needs that are. ``nonlocal_bind`` says whether IPv4 sockets can be bound to
-    addresses that the host lacks. Sizes are bytes; ``pid_max`` is the first number that no PID can be, 0 unknown.
+    ``tools_missing`` are those of the needs that are. ``bindable`` are those ``binds`` that a socket can be bound to
+    because the host takes what is sent there; ``nonlocal_bind`` says that IPv4 sockets can be bound to anything.
+    Sizes are bytes; ``pid_max`` is the first number that no PID can be, 0 unknown.
     """
 
     host: HostFacts
@@ -165,6 +170,7 @@ class TargetFacts:
     kinds_missing: tuple[str, ...] = ()
     tools_missing: tuple[str, ...] = ()
     congestion: tuple[str, ...] = ()
+    bindable: tuple[Endpoint, ...] = ()
     nonlocal_bind: bool = False
     pid_max: int = 0
     memory_available: int = 0

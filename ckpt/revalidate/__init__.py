@@ -10,16 +10,19 @@ restores an IPv6 listener without its address in silence). What ckpt itself gets
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.finding import Finding
 from ckpt.model.host import TargetFacts
+from ckpt.model.network import Network
 from ckpt.revalidate.files import check_files
 from ckpt.revalidate.host import check_host
 from ckpt.revalidate.needs import needs_of
 from ckpt.revalidate.network import check_network
 from ckpt.revalidate.sockets import check_sockets
+from ckpt.revalidate.verdict import block
 
 __all__ = ["needs_of", "revalidate"]
 
@@ -37,7 +40,21 @@ def revalidate(
     ``name`` is what the group shall be called there, by default as in the image. With ``tcp_close`` no established
     connection is restored. ``pages`` are the bytes of memory that the image holds, where that is known.
     """
-    return tuple(_findings(checkpoint, target, name or checkpoint.group.name, tcp_close, pages))
+    malformed = tuple(_malformed(checkpoint))
+    return malformed or tuple(_findings(checkpoint, target, name or checkpoint.group.name, tcp_close, pages))
+
+
+def _malformed(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Addresses that are none. An image may hold any text, and nothing of it is used before this is known."""
+    network = checkpoint.network or Network()
+    outside = [address for link in network.links if link.counterpart for address in link.counterpart.addresses]
+    texts = [address.address for address in (*network.addresses, *outside)]
+    ends = [end for one in checkpoint.sockets if one.is_inet for end in (one.local, one.remote) if end]
+    for text in dict.fromkeys((*texts, *(end.address for end in ends))):
+        try:
+            ipaddress.ip_interface(text)
+        except ValueError:
+            yield block("address-invalid", repr(text), "the image has this as an address", "do not trust this image")
 
 
 def _findings(

@@ -8,12 +8,12 @@ whole files, a change that keeps size and build-id, is not looked for.
 from __future__ import annotations
 
 import posixpath
-import stat
 from collections.abc import Callable, Iterator, Sequence
 
 from ckpt.model.finding import Finding
 from ckpt.model.host import FileFacts, FileNeed, FileRole, Needs, TargetFacts
 from ckpt.model.process import FileKind
+from ckpt.revalidate.needs import NETNS_NAMES
 from ckpt.revalidate.verdict import block, counted, ok
 
 _SAME_VERSION = "install the version of it that the source has"
@@ -150,6 +150,20 @@ def _socket(need: FileNeed, facts: FileFacts | None) -> Iterator[Finding]:
         )
 
 
+def _netns(need: FileNeed, facts: FileFacts | None) -> Iterator[Finding]:
+    """A name of the group's network namespace, as `ip netns` gives them."""
+    directory, name = posixpath.split(need.path)
+    if posixpath.normpath(need.path) != need.path or directory != NETNS_NAMES or not name:
+        yield block("netns-name-invalid", need.path, f"{need.user} cannot have such a name", "do not trust this image")
+    elif facts is not None:
+        yield block(
+            "netns-name-taken",
+            need.path,
+            f"{need.user} had this name, and another one has it here",
+            f"ip netns delete {name}, if nobody needs it",
+        )
+
+
 def _has_grown(need: FileNeed, facts: FileFacts) -> bool:
     return need.append and need.size is not None and facts.size > need.size
 
@@ -165,7 +179,7 @@ def _make(need: FileNeed) -> str:
 
 
 def _mode(mode: int) -> str:
-    return f"{stat.S_IMODE(mode):04o}"
+    return f"{mode & 0o7777:04o}"
 
 
 _JUDGES: dict[FileRole, Callable[[FileNeed, FileFacts | None], Iterator[Finding]]] = {
@@ -176,6 +190,7 @@ _JUDGES: dict[FileRole, Callable[[FileNeed, FileFacts | None], Iterator[Finding]
     FileRole.WORKDIR: _directory,
     FileRole.ROOT: _directory,
     FileRole.SOCKET: _socket,
+    FileRole.NETNS: _netns,
 }
 
 _GROUPS: Sequence[tuple[Sequence[FileRole], str, tuple[str, str]]] = (

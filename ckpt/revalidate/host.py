@@ -91,6 +91,10 @@ def _tools(target: TargetFacts) -> Iterator[Finding]:
 
 
 def _name(name: str, target: TargetFacts) -> Iterator[Finding]:
+    if not name or name.startswith(".") or "/" in name or "\0" in name:
+        # it becomes the name of a file in the registry
+        yield block("group-name-invalid", repr(name), "it cannot be the name of a group", "give it another by --name")
+        return
     taken = next((group for group in target.groups if group.name == name), None)
     if taken is None:
         yield ok("group-name", name, "the name is free")

@@ -18,11 +18,14 @@ from ckpt.model.checkpoint import CriuNotes, Group, Mount
 from ckpt.model.host import FileNeed, FileRole, Needs, Probe
 from ckpt.model.network import Address, Network, Place
 from ckpt.model.process import FileKind, Isolation, MappedFile, OpenFile, Process
-from ckpt.model.socket import Socket
+from ckpt.model.socket import Endpoint, Socket
 
 _PATHS = frozenset({FileKind.REGULAR, FileKind.DIRECTORY, FileKind.FIFO, FileKind.CHARACTER, FileKind.BLOCK})
 _MADE_BY_THE_KERNEL = ("/proc", "/sys", "/dev/pts")
+_FORMAT = 0o170000
+"""The bits of a mode that tell what it is of; ``stat.S_IFMT`` refuses numbers that an image may hold."""
 _DELETED = " (deleted)"
+NETNS_NAMES = "/run/netns"
 _LOOPBACK_KINDS = ("loopback", "")
 
 
@@ -39,12 +42,13 @@ def needs_of(
     """
     in_hosts_netns = group.isolation is Isolation.NONE
     return Needs(
-        files=tuple(_file_needs(processes, sockets, notes or CriuNotes())),
+        files=(*_file_needs(processes, sockets, notes or CriuNotes()), *map(_netns_name, group.netns_names)),
         probes=() if network is None else tuple(_probes(network)),
         pids=() if group.pid_namespace else ids_of(processes),
         kinds=() if network is None else _kinds(network, bridge_made=group.bridge_made),
         tools=("nft",),
         ports=_ports(sockets) if in_hosts_netns else (),
+        binds=_binds(sockets) if in_hosts_netns else (),
     )
 
 
@@ -86,10 +90,16 @@ def host_part(address: str) -> str:
     return address.partition("/")[0]
 
 
+def all_segments(network: Network) -> dict[str, tuple[str, ...]]:
+    """``segments`` of each link that has an address, by its name."""
+    return {ifname: segments(network, ifname) for ifname in {address.ifname for address in network.addresses}}
+
+
 def _probes(network: Network) -> Iterator[Probe]:
+    attached = all_segments(network)
     for address in network.addresses:
         if is_own_address(address):
-            for ifname in segments(network, address.ifname):
+            for ifname in attached[address.ifname]:
                 yield Probe(address=host_part(address.address), ifname=ifname)
 
 
@@ -100,6 +110,17 @@ def _kinds(network: Network, *, bridge_made: bool) -> tuple[str, ...]:
 
 def _ports(sockets: Sequence[Socket]) -> tuple[int, ...]:
     return tuple(sorted({one.local.port for one in sockets if one.is_inet and one.local and one.local.port}))
+
+
+def _binds(sockets: Sequence[Socket]) -> tuple[Endpoint, ...]:
+    found = {dataclasses.replace(one.local, port=0): None for one in sockets if one.is_inet and one.local}
+    return tuple(endpoint for endpoint in found if endpoint.address not in ("0.0.0.0", "::"))
+
+
+def _netns_name(name: str) -> FileNeed:
+    return FileNeed(
+        path=f"{NETNS_NAMES}/{name}", role=FileRole.NETNS, kind=FileKind.REGULAR, user="the network namespace"
+    )
 
 
 def _file_needs(processes: Sequence[Process], sockets: Sequence[Socket], notes: CriuNotes) -> Iterator[FileNeed]:
@@ -152,7 +173,11 @@ def _surroundings(process: Process) -> Iterator[FileNeed]:
 
 def _is_named(file: MappedFile) -> bool:
     """Whether it is a regular file that has a name: not shared memory, not a device, not deleted."""
-    return not file.deleted and (file.mode is None or stat.S_ISREG(file.mode)) and not file.path.startswith("/memfd:")
+    return (
+        not file.deleted
+        and (file.mode is None or file.mode & _FORMAT == stat.S_IFREG)
+        and not file.path.startswith("/memfd:")
+    )
 
 
 def _mapped(file: MappedFile, process: Process) -> FileNeed:

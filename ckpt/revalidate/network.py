@@ -8,13 +8,13 @@ that nobody here knows may have.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.finding import Finding
 from ckpt.model.host import Needs, TargetFacts
 from ckpt.model.network import Counterpart, Link, Network, Place
-from ckpt.revalidate.needs import host_part, is_own_address, segments
+from ckpt.revalidate.needs import all_segments, host_part, is_own_address
 from ckpt.revalidate.verdict import block, ok, warn
 
 
@@ -116,11 +116,12 @@ def _outside_addresses(outside: Counterpart, target: TargetFacts) -> Iterator[Fi
     for address in outside.addresses:
         if not is_own_address(address):
             continue
-        owner = _host_link_with(host_part(address.address), target)
+        plain = host_part(address.address)
+        owner = next((one.ifname for one in target.addresses if host_part(one.address) == plain), None)
         if owner is not None:
             yield block(
                 "address-in-use",
-                host_part(address.address),
+                plain,
                 f"the host's end of the group's link has it, and this host has it on {owner}",
                 f"ip address del {address.address} dev {owner}",
             )
@@ -128,13 +129,15 @@ def _outside_addresses(outside: Counterpart, target: TargetFacts) -> Iterator[Fi
 
 def _addresses(network: Network, needs: Needs, target: TargetFacts) -> Iterator[Finding]:
     macs = {link.mac for link in network.links if link.mac}
+    held = {_canonical(one.address): one.ifname for one in target.addresses}
     probed = {(answer.address, answer.ifname): answer.mac for answer in target.answers}
+    segments = all_segments(network)
     for address in network.addresses:
         if not is_own_address(address):
             continue
         plain = host_part(address.address)
-        attached = segments(network, address.ifname)
-        owner = _owner(plain, attached, target) if attached else None
+        attached = segments[address.ifname]
+        owner = _owner(plain, attached, held, target) if attached else None
         answer = next((probed[plain, ifname] for ifname in attached if (plain, ifname) in probed), None)
         if owner is not None:
             yield _in_use(plain, owner[0], owner[1])
@@ -145,20 +148,20 @@ def _addresses(network: Network, needs: Needs, target: TargetFacts) -> Iterator[
             yield ok("address", plain, f"free on {attached[0]}")
 
 
-def _owner(address: str, attached: tuple[str, ...], target: TargetFacts) -> tuple[str, str] | None:
-    """Who on this host has ``address``, and what to do about it."""
+def _owner(
+    address: str, attached: tuple[str, ...], held: Mapping[str, str], target: TargetFacts
+) -> tuple[str, str] | None:
+    """Who on this host has ``address``, and what to do about it; ``held`` are the host's own by address."""
     for group in target.groups:
-        if group.alive and set(group.links).intersection(attached) and address in map(host_part, group.addresses):
+        if group.alive and set(group.links).intersection(attached) and address in map(_canonical, group.addresses):
             return f"the group {group.name} has it", f"`ckpt stop {group.name}` first"
-    link = _host_link_with(address, target)
+    link = held.get(_canonical(address))
     return None if link is None else (f"this host has it on {link}", f"take it away from {link}")
 
 
-def _host_link_with(address: str, target: TargetFacts) -> str | None:
-    wanted = ipaddress.ip_address(address)
-    return next(
-        (one.ifname for one in target.addresses if ipaddress.ip_address(host_part(one.address)) == wanted), None
-    )
+def _canonical(address: str) -> str:
+    """The address without its prefix length, as the kernel writes it: in the registry it is as the user wrote it."""
+    return str(ipaddress.ip_interface(address).ip)
 
 
 def _in_use(address: str, reason: str, remedy: str) -> Finding:

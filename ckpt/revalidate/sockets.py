@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.finding import Finding
@@ -65,13 +66,20 @@ def _absent(sockets: list[Socket], target: TargetFacts) -> Iterator[Finding]:
     for held in target.addresses:
         link = target.link(held.ifname)
         indices.setdefault(_ip(host_part(held.address)), set()).add(link.ifindex if link else 0)
+    bindable = frozenset(target.bindable)
     seen: set[tuple[str, int]] = set()
     for one in sockets:
         if one.local is None or (one.local.address, one.local.scope) in seen:
             continue
         address, scope = _ip(one.local.address), one.local.scope
         seen.add((one.local.address, scope))
-        if address.is_unspecified or address.is_loopback or address.is_multicast or _is_broadcast(address, target):
+        if (
+            replace(one.local, port=0) in bindable
+            or address.is_unspecified
+            or address.is_loopback
+            or address.is_multicast
+            or _is_broadcast(address, target)
+        ):
             continue
         if address not in indices:
             yield from _address_missing(one, address, target)
@@ -111,13 +119,23 @@ def _is_broadcast(address: Ip, target: TargetFacts) -> bool:
 
 def _busy(sockets: list[Socket], target: TargetFacts) -> Iterator[Finding]:
     """Sockets of the target that are in the way of one of ours."""
+    connections = {_ends(busy.protocol, busy.local, busy.remote): busy for busy in target.sockets if busy.remote}
+    others: dict[tuple[int, int], list[BusySocket]] = {}
+    for busy in target.sockets:
+        if busy.remote is None and (busy.protocol != IPPROTO_TCP or busy.state == "listen"):
+            # While it restores, CRIU sets SO_REUSEADDR: of TCP only a listener is in the way.
+            others.setdefault((busy.protocol, busy.local.port), []).append(busy)
     for one in sockets:
         if one.local is None or not one.local.port:
             continue
-        rival = next((busy for busy in target.sockets if _clash(one, busy)), None)
+        if one.remote is not None:
+            rival = connections.get(_ends(one.protocol, one.local, one.remote))
+        else:
+            near = others.get((one.protocol, one.local.port), ())
+            rival = next((busy for busy in near if _overlap(one, busy)), None)
         if rival is None:
             continue
-        if one.holds_connection:
+        if one.remote is not None:
             yield block(
                 "connection-taken",
                 _subject(one),
@@ -140,25 +158,9 @@ def _busy(sockets: list[Socket], target: TargetFacts) -> Iterator[Finding]:
             )
 
 
-def _clash(one: Socket, busy: BusySocket) -> bool:
-    """Whether the kernel would refuse ``one`` because of ``busy``, as far as can be told from outside."""
-    if one.local is None or one.protocol != busy.protocol or one.local.port != busy.local.port:
-        return False
-    if one.holds_connection:
-        return one.remote is not None and busy.remote is not None and _same(one, busy)
-    if one.protocol == IPPROTO_TCP:
-        # While it restores, CRIU sets SO_REUSEADDR: only a listener is in the way of a listener or a bound socket.
-        return busy.state == "listen" and _overlap(one, busy)
-    if one.protocol == IPPROTO_UDP and one.remote is not None and busy.remote is not None:
-        return _same(one, busy)
-    return one.protocol == IPPROTO_UDP and (one.remote is None) == (busy.remote is None) and _overlap(one, busy)
-
-
-def _same(one: Socket, busy: BusySocket) -> bool:
-    ours, theirs = (one.local, one.remote), (busy.local, busy.remote)
-    return all(
-        a and b and a.port == b.port and _ip(a.address) == _ip(b.address) for a, b in zip(ours, theirs, strict=True)
-    )
+def _ends(protocol: int, local: Endpoint | None, remote: Endpoint | None) -> tuple[object, ...]:
+    """What the kernel knows a connection by."""
+    return (protocol, *((_of(end), end.port if end else 0) for end in (local, remote)))
 
 
 def _overlap(one: Socket, busy: BusySocket) -> bool:

@@ -247,12 +247,29 @@ def test_read_target_knows_memory_and_congestion_control() -> None:
     assert isinstance(found.host, HostFacts)
 
 
+def test_read_target_bindable_is_what_the_host_takes(segment: Segment) -> None:
+    run(["ip", "route", "add", "local", "10.88.0.0/24", "dev", "lo"])
+    scope = socket.if_nametoindex(segment.bridge)
+    run(["ip", "address", "add", "fe80::77/64", "dev", segment.bridge, "nodad"])
+    mine = (
+        *(Endpoint(address=address, port=0) for address in ("10.77.0.1", "10.77.0.255", "10.88.0.9", "::1")),
+        Endpoint(address="fe80::77", port=0, scope=scope),
+    )
+    others = ("10.77.0.2", "fd77::2", "example.org", "", "10.77.0.1\0")
+    try:
+        found = target(binds=(*mine, *(Endpoint(address=address, port=0) for address in others)))
+    finally:
+        run(["ip", "route", "delete", "local", "10.88.0.0/24", "dev", "lo"])
+    assert found.bindable == mine
+
+
 def test_read_target_nonlocal_bind_is_the_namespaces() -> None:
     assert target().nonlocal_bind is False
     path = Path("/proc/sys/net/ipv4/ip_nonlocal_bind")
     path.write_text("1")
     try:
-        assert target().nonlocal_bind is True
+        found = target(binds=(Endpoint(address="127.0.0.1", port=0),))
+        assert (found.nonlocal_bind, found.bindable) == (True, ())
     finally:
         path.write_text("0")
 

@@ -405,6 +405,58 @@ def test_revalidate_listeners_without_their_address_block_or_warn_by_family() ->
     ]
 
 
+def test_revalidate_bindable_address_needs_no_link() -> None:
+    checkpoint = replace(PLAIN, sockets=PLAIN.sockets[:1])
+    target = replace(TARGET, addresses=(), bindable=(Endpoint(address="192.0.2.1", port=0),))
+    assert alarming(revalidate(checkpoint, target)) == []
+
+
+@pytest.mark.parametrize("name", [".hidden", "../../etc/x", "a\0b"])
+def test_revalidate_group_name_that_is_a_path_blocks(name: str) -> None:
+    checkpoint = replace(CHECKPOINT, group=replace(CHECKPOINT.group, name=name))
+    assert alarming(revalidate(checkpoint, TARGET)) == [(Severity.BLOCK, "group-name-invalid", repr(name))]
+    assert alarming(revalidate(checkpoint, TARGET, name="web")) == []
+
+
+@pytest.mark.parametrize("name", ["../../etc/x", "a/b", "", "."])
+def test_revalidate_netns_name_that_is_a_path_blocks(name: str) -> None:
+    checkpoint = replace(CHECKPOINT, group=replace(CHECKPOINT.group, netns_names=(name,)))
+    assert alarming(revalidate(checkpoint, TARGET)) == [(Severity.BLOCK, "netns-name-invalid", f"/run/netns/{name}")]
+
+
+def test_revalidate_taken_netns_name_blocks() -> None:
+    checkpoint = replace(CHECKPOINT, group=replace(CHECKPOINT.group, netns_names=("blue",)))
+    assert alarming(revalidate(checkpoint, TARGET)) == []
+    target = replace(TARGET, files={**TARGET.files, "/run/netns/blue": FileFacts(kind=FileKind.REGULAR)})
+    assert alarming(revalidate(checkpoint, target)) == [(Severity.BLOCK, "netns-name-taken", "/run/netns/blue")]
+
+
+def test_revalidate_address_that_is_none_blocks_alone() -> None:
+    network = replace(NETWORK, addresses=(Address(ifname="eth0", address="10.0.0.2/99"),))
+    sockets = (tcp("example.org", 80),)
+    found = revalidate(replace(CHECKPOINT, network=network, sockets=sockets), TARGET)
+    assert [(one.code, one.subject) for one in found] == [
+        ("address-invalid", "'10.0.0.2/99'"),
+        ("address-invalid", "'example.org'"),
+    ]
+
+
+def test_revalidate_group_address_is_compared_as_an_address() -> None:
+    target = more("groups", replace(GROUP, addresses=("FD00:0::2/64",)))(TARGET)
+    assert alarming(revalidate(CHECKPOINT, target)) == [(Severity.BLOCK, "address-in-use", "fd00::2")]
+
+
+def test_revalidate_numbers_no_kernel_has_do_no_harm() -> None:
+    huge = (1 << 64) - 1
+    process = replace(
+        PROCESS,
+        files=(open_file(3, DATA, size=huge, mode=huge),),
+        maps=(MappedFile(path=LIBRARY, device="8:1", inode=3, size=huge, mode=huge),),
+    )
+    found = revalidate(replace(CHECKPOINT, processes=(process,)), TARGET)
+    assert {"file-mode", "file-shrunk"} <= {one.code for one in found}
+
+
 def test_revalidate_shared_port_warns() -> None:
     one = tcp("192.0.2.1", 80, options=SocketOptions(reuse_port=True))
     target = busy(IPPROTO_TCP, "192.0.2.1", 80, "listen")(TARGET)
@@ -543,6 +595,14 @@ def test_needs_of_plain_group_asks_for_pids_and_ports() -> None:
     found = needs(PLAIN)
     assert found.pids == (71,)
     assert found.ports == (80, 81, 82, 83, 90, 91, 92)
+    assert found.binds == (
+        Endpoint(address="192.0.2.1", port=0),
+        Endpoint(address="2001:db8::1", port=0),
+        Endpoint(address="127.0.0.1", port=0),
+        Endpoint(address="192.0.2.255", port=0),
+        Endpoint(address="224.0.0.251", port=0),
+        Endpoint(address="fe80::1", port=0, scope=2),
+    )
     assert (found.probes, found.kinds) == ((), ())
 
 
