@@ -13,12 +13,12 @@ from ckpt.revalidate.verdict import block, listed, ok, warn
 
 PACKAGES = {"nft": "nftables"}
 
-# Features that programs and the C library choose code by when they start, and go on using. The other flags of
-# /proc/cpuinfo are of the kernel, of the firmware, or not to be used by programs.
+# Instructions that programs and the C library choose code by when they start, and go on using. The other flags of
+# /proc/cpuinfo are of the kernel, of the firmware, not for programs, or shown by later kernels only.
 _INSTRUCTIONS = re.compile(
-    r"(avx|amx|sse|ssse|fma|bmi|aes|vaes|sha|gfni|vpclmul|pclmul|movbe|movdir|popcnt|lzcnt|abm|f16c|adx|rdrand|rdseed"
-    r"|rtm|hle|fsgsbase|xsave|erms|fsrm|cx16|rdpid|rdtscp|clwb|clflushopt|serialize|waitpkg|pku|ospke|user_shstk"
-    r"|sve|sme|asimd|atomics|crc32|bti|paca|pacg|mte|lrcpc|dotprod|fp)"
+    r"avx|amx|sse|ssse|pni$|fma|bmi|aes|vaes|sha|gfni|vpclmul|pclmul|movbe|popcnt|abm|f16c|adx|rdrand|rdseed|rtm"
+    r"|fsgsbase|xsave|cx16|pku"
+    r"|sve|sme|asimd|atomics|crc32|paca|pacg|lrcpc|pmull"
 )
 _TIGHT = 10
 """Percent of the available memory that should be left over."""
