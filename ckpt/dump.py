@@ -13,6 +13,7 @@ Whatever fails before that point is answered with no: CRIU lets the group go on,
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -33,6 +34,8 @@ from ckpt.model.finding import Severity, refuse_blocked
 from ckpt.model.process import GroupFacts, Isolation, Process
 from ckpt.model.socket import Socket
 from ckpt.silence import scope_of, silence
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a word for the stage, and how much of how much is done, in bytes."""
@@ -180,6 +183,7 @@ class _Dump:
         self._images = self._make_images_directory()
         self._notes = self._read_mount_namespace()
         self._lock = self._silence()
+        _log.info("network locked: %s", ", ".join(self._lock.names))
         try:
             self._run_criu()
         except CkptError as error:
@@ -278,6 +282,7 @@ class _Dump:
         return options
 
     def _notify(self, stage: str, pid: int) -> None:
+        _log.info("CRIU: %s", stage)
         if stage == criu.Stage.PRE_DUMP:
             self._frozen_at = time.monotonic()
         elif stage == criu.Stage.POST_DUMP:
@@ -290,6 +295,7 @@ class _Dump:
             self._lock.close(permanent=True)
             self._operation.note(lock_tables=list(self._lock.names))
             self._committed = True
+            _log.info("%s is written; the group goes", self._path)
             # ---- point of no return: the image has its name, and CRIU kills the group when this returns ----
         elif stage == criu.Stage.NETWORK_UNLOCK:
             # Only where the group goes on; its sockets are about to leave repair mode, and its peers have waited.

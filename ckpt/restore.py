@@ -13,6 +13,7 @@ our descriptor of it, and what was made on the host is undone. The image is only
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import sys
@@ -36,6 +37,8 @@ from ckpt.orphans import are_pids_taken, killed_on_failure
 from ckpt.rebuild import rebuild
 from ckpt.revalidate import needs_of, revalidate
 from ckpt.verify import compare
+
+_log = logging.getLogger(__name__)
 
 ANNOUNCE_AFTER = (0.0, 0.05, 0.15, 0.3, 0.5)
 """Seconds after the cut-over at which addresses are announced: several, since any one of them may be lost."""
@@ -208,6 +211,7 @@ class _Restore:
         return criu.Launch(pass_fds=tuple(passed), wrapper=tuple(wrapper), wrapper_lingers=self._adopted)
 
     def _notify(self, swrk: criu.Swrk, stage: str, pid: int) -> None:
+        _log.info("CRIU: %s", stage)
         if stage != criu.Stage.POST_RESTORE:
             return
         self._root = proc.children(swrk.pid)[0] if self._adopted else pid
@@ -218,6 +222,7 @@ class _Restore:
         self._write_down()
         # What is released here is the group's: from now on CRIU's tasks live on without us.
         prctl(PR_SET_CHILD_SUBREAPER, 0)
+        _log.info("%d sockets are where the image says; the network is unlocked", len(self._checkpoint.sockets))
         held.release(self._reader.header.id)
         self._home.lock.release()
         # ---- point of no return: packets pass, and CRIU lets the tasks run when this returns ----
