@@ -236,8 +236,13 @@ def _templates(wanted: Network, observed: Network) -> dict[str, str]:
     """What must be written before links are made: all that is not a link's own, silenced where it would speak."""
     values: dict[str, str] = {}
     for key, value in wanted.sysctls.items():
-        parts = _parts(key)
-        if parts is None or (parts[0] in ("all", "default") and observed.sysctls.get(key, value) != value):
+        parts, there = _parts(key), observed.sysctls.get(key)
+        if parts is None:
+            differs = there != value
+        else:
+            # A template that this kernel does not have is none: ``cannot_travel`` says so.
+            differs = parts[0] in ("all", "default") and there not in (None, value)
+        if differs:
             values[key] = value
     quiet = {key: value for key, value in _QUIET.items() if key in observed.sysctls}
     if not wanted.complete:
@@ -333,12 +338,33 @@ _BLOCKING = {
 }
 
 
-def cannot_travel(network: Network) -> tuple[Finding, ...]:
-    """Everything of ``network`` that would be lost or cannot be made: none of it is left out in silence."""
+def cannot_travel(network: Network, observed: Network | None = None) -> tuple[Finding, ...]:
+    """Everything of ``network`` that would be lost or cannot be made: none of it is left out in silence.
+
+    ``observed`` is a fresh namespace of the kernel on which it shall be made, when that is known.
+    """
     return (
         *(found for link in network.links if (found := _judge_link(link))),
         *(found for address in network.addresses if (found := _judge_address(address))),
         *(_judge_unread(unread) for unread in network.unread),
+        *(_missing_sysctl(key) for key in _missing_templates(network, observed)),
+    )
+
+
+def _missing_templates(network: Network, observed: Network | None) -> list[str]:
+    if observed is None:
+        return []
+    templates = [key for key in network.sysctls if (parts := _parts(key)) and parts[0] in ("all", "default")]
+    return [key for key in templates if key not in observed.sysctls]
+
+
+def _missing_sysctl(key: str) -> Finding:
+    return Finding(
+        severity=Severity.WARN,
+        code="sysctl-missing",
+        subject=f"sysctl {key}",
+        reason="this kernel does not have it",
+        remedy="none is needed where the group does not depend on it",
     )
 
 

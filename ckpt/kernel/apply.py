@@ -107,12 +107,15 @@ class _Applier:
             else:
                 lower = self._outside_index(other.ifname, f"the link {link.ifname} stands on it")
                 rtnl_links.make(self._outside, link, netns=self._netns, lower=lower)
-        self._learn_indices()
+        for ifname in (link.ifname, peer.ifname) if peer else (link.ifname,):
+            made = rtnl_links.read_one(self._inside, ifname=ifname)
+            if made is not None:
+                self._indices[ifname] = made.index
 
     def _outside_index(self, ifname: str, why: str) -> int:
-        for index, raw in rtnl_links.read_raw(self._outside).items():
-            if raw.ifname == ifname:
-                return index
+        found = rtnl_links.read_one(self._outside, ifname=ifname)
+        if found is not None:
+            return found.index
         raise NetworkError(
             f"there is no link {ifname} here",
             code="link-missing",
@@ -124,9 +127,12 @@ class _Applier:
         other = link.counterpart
         if other is None:
             return
-        raw = rtnl_links.read_raw(self._inside)[self._indices[link.ifname]]
-        index = raw.link
-        self._undo.callback(self._delete_outside, index, rtnl_links.read_raw(self._outside)[index].ifname)
+        here = rtnl_links.read_one(self._inside, ifindex=self._indices[link.ifname])
+        outside = rtnl_links.read_one(self._outside, ifindex=here.link) if here else None
+        if outside is None:
+            raise NetworkError(f"the outside end of {link.ifname} has gone", code="link-missing")
+        index = outside.index
+        self._undo.callback(_delete_outside, index, outside.ifname)
         with _naming("link-refused", f"outside end of {link.ifname}, {other.ifname},", "set up"):
             if other.master:
                 master = self._outside_index(other.master, f"{other.ifname} is a port of it")
@@ -137,14 +143,6 @@ class _Applier:
                     self._outside.request(rtnl_routes.RTM_NEWADDR, body, NLM_F_CREATE | NLM_F_REPLACE)
             if other.up:
                 rtnl_links.set_up(self._outside, index)
-
-    def _delete_outside(self, index: int, ifname: str) -> None:
-        """Undo: the end of the pair that is in the caller's namespace goes, unless the pair has gone already."""
-        with Netlink() as outside:
-            raw = rtnl_links.read_raw(outside).get(index)
-            if raw is not None and raw.ifname == ifname and raw.kind == "veth":
-                with contextlib.suppress(KernelRefusal):
-                    rtnl_links.delete(outside, index)
 
     def _adjust_links(self, links: Sequence[Link]) -> None:
         now = {link.ifname: link for link in LinkReader(self._learn_indices(), caller={}, caller_nsid=-1).links()}
@@ -267,6 +265,15 @@ class _Applier:
         for ifname, mode in modes.items():
             with _naming("link-refused", f"link {ifname}", "set up"):
                 rtnl_links.set_addr_gen_mode(self._inside, self._indices[ifname], mode)
+
+
+def _delete_outside(index: int, ifname: str) -> None:
+    """Undo: the end of the pair that is in the caller's namespace goes, unless the pair has gone already."""
+    with Netlink() as outside:
+        raw = rtnl_links.read_one(outside, ifindex=index)
+        if raw is not None and raw.ifname == ifname and raw.kind == "veth":
+            with contextlib.suppress(KernelRefusal):
+                rtnl_links.delete(outside, index)
 
 
 def _has_no_template(key: str) -> bool:

@@ -18,8 +18,8 @@ from ckpt.kernel.netns import open_own
 from ckpt.kernel.rtnl_links import LinkReader
 from ckpt.model.network import Address, Counterpart, Neighbour, Network, Place, Route, Rule, Unread
 
-_GROUPS = (1, 5, 7, 8, 9, 11, 19, 20)
-"""RTNLGRP_ LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, and IPV6 prefix options."""
+_GROUPS = (1, 3, 5, 7, 8, 9, 11, 19)
+"""RTNLGRP_ LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE and IPV6_RULE."""
 
 _ATTEMPTS = 5
 
@@ -35,6 +35,8 @@ def read_network(netns: int) -> Network:
             generation = nft.generation(netns)
             network = _read(netns)
             events = watcher.events()
+            if events is not None:
+                events = [event for event in events if not _is_learning(*event)]
             if events == [] and nft.generation(netns) == generation:
                 return network
             changed |= {kind for kind, _ in events or ()}
@@ -44,6 +46,12 @@ def read_network(netns: int) -> Network:
         details=f"netlink messages seen meanwhile: {', '.join(map(str, sorted(changed))) or 'nftables or too many'}",
         hint="stop what keeps changing links, addresses or routes and try again",
     )
+
+
+def _is_learning(kind: int, body: bytes) -> bool:
+    """Whether an event is about a neighbour that was learnt, not set: those come and go, and are not read."""
+    neighbour = kind in (rtnl_routes.RTM_NEWNEIGH, rtnl_routes.RTM_DELNEIGH)
+    return neighbour and not rtnl_routes.is_permanent(body)
 
 
 def _read(netns: int) -> Network:

@@ -6,12 +6,13 @@ Writing mirrors it. Which link is made when, and in which namespace a message is
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ckpt.kernel import netlink, rtnl_kinds
-from ckpt.kernel.netlink import Attributes, Netlink, attribute, nested, number, parse, string, text, u32
+from ckpt.kernel.netlink import Attributes, KernelRefusal, Netlink, attribute, nested, number, parse, string, text, u32
 from ckpt.model.network import Counterpart, Link, Place, Unread
 
 RTM_NEWLINK = 16
@@ -140,14 +141,26 @@ class RawLink:
 def read_raw(connection: Netlink) -> dict[int, RawLink]:
     """Every link of the socket's namespace by its index, in the kernel's order."""
     request = _header() + attribute(_IFLA_EXT_MASK, u32(_RTEXT_FILTER_SKIP_STATS))
-    found: dict[int, RawLink] = {}
-    for kind, body in connection.dump(RTM_GETLINK, request):
-        if kind == RTM_NEWLINK:
-            _, hardware, index, flags, _ = _HEADER.unpack_from(body)
-            attributes = parse(body, _HEADER.size)
-            info = parse(attributes.get(_IFLA_LINKINFO, b""))
-            found[index] = RawLink(index, hardware, flags, attributes, info)
-    return found
+    found = (_decode(body) for kind, body in connection.dump(RTM_GETLINK, request) if kind == RTM_NEWLINK)
+    return {link.index: link for link in found}
+
+
+def read_one(connection: Netlink, *, ifindex: int = 0, ifname: str = "") -> RawLink | None:
+    """The link of that index or name, None when there is none."""
+    request = _header(ifindex) + (attribute(_IFLA_IFNAME, string(ifname)) if ifname else b"")
+    try:
+        replies = connection.request(RTM_GETLINK, request)
+    except KernelRefusal as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
+    return next((_decode(body) for kind, body in replies if kind == RTM_NEWLINK), None)
+
+
+def _decode(body: bytes) -> RawLink:
+    _, hardware, index, flags, _ = _HEADER.unpack_from(body)
+    attributes = parse(body, _HEADER.size)
+    return RawLink(index, hardware, flags, attributes, parse(attributes.get(_IFLA_LINKINFO, b"")))
 
 
 class LinkReader:

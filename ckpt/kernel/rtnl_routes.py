@@ -391,10 +391,10 @@ def encode_rule(rule: Rule) -> bytes:
 
 def decode_neighbour(body: bytes, names: Mapping[int, str]) -> Neighbour | None:
     """One RTM_NEWNEIGH; None for an entry that was learnt, or that the kernel made by itself."""
-    _, index, state, flags, _ = NEIGHBOUR.unpack_from(body)
-    proxy = bool(flags & NTF_PROXY)
-    if not proxy and not state & NUD_PERMANENT:
+    if not is_permanent(body):
         return None
+    _, index, _, flags, _ = NEIGHBOUR.unpack_from(body)
+    proxy = bool(flags & NTF_PROXY)
     found = parse(body, NEIGHBOUR.size)
     extended = number(found.get(_NDA_FLAGS_EXT, b""))
     set_flags = {name for name, bit in _NEIGHBOUR_FLAGS.items() if flags & bit}
@@ -407,6 +407,12 @@ def decode_neighbour(body: bytes, names: Mapping[int, str]) -> Neighbour | None:
         flags=tuple(sorted(set_flags)),
         protocol=number(found.get(_NDA_PROTOCOL, b"")),
     )
+
+
+def is_permanent(body: bytes) -> bool:
+    """Whether one RTM_NEWNEIGH or RTM_DELNEIGH is about an entry that was set for good."""
+    _, _, state, flags, _ = NEIGHBOUR.unpack_from(body)
+    return bool(state & NUD_PERMANENT or flags & NTF_PROXY)
 
 
 def encode_neighbour(neighbour: Neighbour, indices: Mapping[str, int]) -> bytes:

@@ -24,6 +24,9 @@ _TEMPLATES = ("all", "default")
 # Actions that look like values.
 _ACTIONS = frozenset({"net/ipv4/route/flush", "net/ipv6/route/flush"})
 
+# A new namespace has these of the first one (tcp_sk_init), so that an untouched one differs from host to host.
+_INHERITED = frozenset({"net/ipv4/tcp_rmem", "net/ipv4/tcp_wmem", "net/ipv4/tcp_congestion_control"})
+
 
 def device_of(key: str) -> tuple[str, str, str] | None:
     """The tree, the device (or template) and the name that make up a per-device key; None for other keys."""
@@ -81,7 +84,7 @@ def _kept(
 ) -> bool:
     parts = device_of(key)
     if parts is None:
-        return untouched.get(key) != value
+        return key in _INHERITED or untouched.get(key) != value
     tree, device, name = parts
     if device in _TEMPLATES:
         return True

@@ -251,8 +251,9 @@ class Unread:
 class Network:
     """A whole namespace. ``sysctls`` are paths below /proc/sys (``net/ipv4/ip_forward``) and their text.
 
-    They hold what differs from an untouched namespace of the kernel that was read, everything of ``conf/all`` and
-    ``conf/default``, and for each link what differs from its ``conf/default``.
+    They hold what differs from an untouched namespace of the kernel that was read, what a namespace inherits from the
+    host's (of it everything of ``conf/all`` and ``conf/default``), and for each link what differs from its
+    ``conf/default``.
 
     One that was read is ``complete``: it lists also what the kernel makes by itself (its rules, the routes and the
     link-local addresses that come with a link), and what it does not list must not be there. One that was written by
