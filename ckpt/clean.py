@@ -157,7 +157,7 @@ def _bridges(dry_run: bool) -> Iterator[CleanAction]:
     used = {entry.bridge for entry in registry.entries() if entry.alive or dry_run}
     used |= {note for work in registry.operations() if work.alive for note in work.texts("bridge")}
     for ifname in outside.made_bridges():
-        if ifname in used:
+        if ifname in used or outside.is_in_use(ifname):
             continue
         yield _act("bridge", ifname, "made by ckpt, and unused", dry_run, lambda ifname=ifname: outside.delete(ifname))
 

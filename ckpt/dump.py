@@ -181,7 +181,7 @@ class _Dump:
         self._cleanup.callback(os.close, self._netns)
         self._host = host.read_host(criu.version(self._program))
         self._images = self._make_images_directory()
-        self._notes = self._read_mount_namespace()
+        self._notes = self._take_notes()
         self._lock = self._silence()
         _log.info("network locked: %s", ", ".join(self._lock.names))
         try:
@@ -215,12 +215,14 @@ class _Dump:
     def _start_time(self) -> int:
         return self._facts.processes[0].start_time
 
-    def _read_mount_namespace(self) -> CriuNotes:
+    def _take_notes(self) -> CriuNotes:
+        root = self._facts.processes[0]
         mounts = mntns.read_mounts(self._root)
         return CriuNotes(
             netns_key=NETNS_KEY if self._isolated else None,
             mounts=mounts,
             files=mntns.foreign_files(self._facts.processes),
+            shell_job=root.ns_sids[-1:] != (root.ns_pid,),
         )
 
     def _silence(self) -> NetworkLock:
@@ -272,6 +274,7 @@ class _Dump:
             "ext_unix_sk": True,
             "link_remap": True,
             "ghost_limit": GHOST_LIMIT,
+            "shell_job": self._notes.shell_job,
             # The cgroups that the group does not share with CRIU, with their limits; made again if they are gone.
             "manage_cgroups_mode": self._program.rpc.SOFT,
         }

@@ -237,12 +237,9 @@ def _templates(wanted: Network, observed: Network) -> dict[str, str]:
     values: dict[str, str] = {}
     for key, value in wanted.sysctls.items():
         parts, there = _parts(key), observed.sysctls.get(key)
-        if parts is None:
-            differs = there != value
-        else:
-            # A template that this kernel does not have is none: ``cannot_travel`` says so.
-            differs = parts[0] in ("all", "default") and there not in (None, value)
-        if differs:
+        # A template that this kernel does not have stays away; ``cannot_travel`` says so.
+        template = parts is not None and parts[0] in ("all", "default") and there is not None
+        if (parts is None or template) and there != value:
             values[key] = value
     quiet = {key: value for key, value in _QUIET.items() if key in observed.sysctls}
     if not wanted.complete:

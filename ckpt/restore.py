@@ -28,11 +28,12 @@ from ckpt.dump import IMAGES, NETNS_KEY, Progress
 from ckpt.errors import CkptError, RestoreError, StorageError
 from ckpt.explain import explain
 from ckpt.image import Reader
-from ckpt.kernel import adopter, arp, criu, host, mntns, netns, proc, sockdiag
+from ckpt.kernel import adopter, arp, criu, criu_images, host, mntns, netns, proc, sockdiag
 from ckpt.kernel.syscalls import PR_SET_CHILD_SUBREAPER, prctl
 from ckpt.model.checkpoint import Checkpoint, InheritedFile
 from ckpt.model.finding import Finding, refuse_blocked
 from ckpt.model.host import KnownGroup
+from ckpt.model.process import FileKind
 from ckpt.orphans import are_pids_taken, killed_on_failure
 from ckpt.rebuild import rebuild
 from ckpt.revalidate import needs_of, revalidate
@@ -77,7 +78,8 @@ def restore_group(
     with Reader(image, known=sections.KNOWN) as reader:
         checkpoint = sections.read(reader)
         name = name or checkpoint.group.name
-        findings = examine(checkpoint, program, name, tcp_close=tcp_close)
+        pages = sum(file.length for file in reader.files.values() if file.name.startswith("pages-"))
+        findings = examine(checkpoint, program, name, tcp_close=tcp_close, pages=pages)
         if dry_run:
             return RestoreReport(name=name, dry_run=True, findings=findings)
         refuse_blocked(findings, f"{image} cannot be restored here")
@@ -86,12 +88,14 @@ def restore_group(
             return restore.run(progress or (lambda stage, done, total: None), findings)
 
 
-def examine(checkpoint: Checkpoint, program: criu.Criu, name: str, *, tcp_close: bool = False) -> tuple[Finding, ...]:
+def examine(
+    checkpoint: Checkpoint, program: criu.Criu, name: str, *, tcp_close: bool = False, pages: int | None = None
+) -> tuple[Finding, ...]:
     """What is to be said of restoring ``checkpoint`` on this host; changes nothing."""
     groups = tuple(_known(entry) for entry in registry.entries())
     needs = needs_of(checkpoint.group, checkpoint.processes, checkpoint.sockets, checkpoint.network, checkpoint.criu)
     target = host.read_target(needs, criu.version(program), groups=groups)
-    return revalidate(checkpoint, target, name=name, tcp_close=tcp_close)
+    return revalidate(checkpoint, target, name=name, tcp_close=tcp_close, pages=pages)
 
 
 def _known(entry: registry.GroupEntry) -> KnownGroup:
@@ -134,6 +138,7 @@ class _Restore:
         with contextlib.ExitStack() as passing:
             images = self._extract(progress)
             passing.callback(shutil.rmtree, images, ignore_errors=True)
+            self._amend(images)
             try:
                 self._home = rebuild(self._checkpoint, self._operation, passing, self._undo)
                 self._run_criu(images, passing)
@@ -165,6 +170,14 @@ class _Restore:
             raise
         return directory
 
+    def _amend(self, images: Path) -> None:
+        """Put right what CRIU has dumped but would restore wrongly; see each amendment."""
+        files = [file for process in self._checkpoint.processes for file in process.files]
+        if any(file.path == "timerfd" for file in files):
+            criu_images.amend(self._program, images / criu_images.FILES, criu_images.rearm_timer)
+        if any(file.kind is FileKind.REGULAR and file.flags & os.O_APPEND and file.flags & os.O_RDWR for file in files):
+            criu_images.amend(self._program, images / criu_images.FILES, criu_images.accept_growth)
+
     # -- CRIU ----------------------------------------------------------------------------------------------------
 
     def _run_criu(self, images: Path, passing: contextlib.ExitStack) -> None:
@@ -181,6 +194,10 @@ class _Restore:
             "ext_unix_sk": True,
             "link_remap": True,
             "orphan_pts_master": True,
+            # Its root was in a session that others led; it joins the one that CRIU runs in.
+            "shell_job": self._checkpoint.criu.shell_job,
+            # What is open by path is open already; CRIU would refuse it when its mode was changed meanwhile.
+            "skip_file_rwx_check": True,
             "manage_cgroups_mode": self._program.rpc.SOFT,
             "inherit_fd": self._inherited,
         }

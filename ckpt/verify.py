@@ -60,7 +60,10 @@ def _differences(
 
 
 def _compare(wanted: Socket, live: Socket, *, closed: bool) -> Iterator[tuple[str, object, object]]:
-    yield from _unequal(wanted, live, "family", "type", "protocol", "device", "path")
+    yield from _unequal(wanted, live, "family", "type", "protocol", "device")
+    # The accepted end of a unix connection has its listener's name, and CRIU restores it without one.
+    if not (wanted.peer and live.path is None):
+        yield from _unequal(wanted, live, "path")
     if not wanted.is_inet:
         return
     if closed:
@@ -70,8 +73,8 @@ def _compare(wanted: Socket, live: Socket, *, closed: bool) -> Iterator[tuple[st
     yield from _unequal(wanted, live, "local", "remote", "backlog")
     if wanted.state != live.state and not (wanted.state in CLOSING and live.state in CLOSING):
         yield "state", wanted.state, live.state
-    # Of a connection IPV6_V6ONLY says nothing, and CRIU sets it on every IPv6 one that it restores.
-    for option in ("freebind",) if wanted.holds_connection else ("v6only", "freebind"):
+    # Of a socket with a peer IPV6_V6ONLY says nothing, and CRIU sets it on every IPv6 one that it restores.
+    for option in ("freebind",) if wanted.remote else ("v6only", "freebind"):
         before, now = getattr(wanted.options, option), getattr(live.options, option)
         if before != now:
             yield option, before, now

@@ -43,6 +43,7 @@ def check_processes(facts: GroupFacts) -> Iterator[Finding]:
         yield from _session(process)
         yield from _namespaces(facts, root, process)
         yield from _threads(process)
+        yield from _limits(facts, process)
     if facts.stuck:
         # "Timeout reached. Try to interrupt", then "Unseizable non-zombie N found, state D" (compel/src/lib/infect.c)
         yield block(
@@ -59,6 +60,17 @@ def check_processes(facts: GroupFacts) -> Iterator[Finding]:
             of_process(root),
             f"is in the session of PID {root.sid}, outside of the group: it will be restored into another session",
             "start it with setsid, or by ckpt run",
+        )
+
+
+def _limits(facts: GroupFacts, process: Process) -> Iterator[Finding]:
+    if "CAP_SYS_RESOURCE" in facts.missing_capabilities and any((*process.uids, *process.gids)):
+        # "Can't get rlimit 0: Operation not permitted" (criu/cr-dump.c): prlimit(2) of another user's process
+        yield block(
+            "capability-missing",
+            of_process(process),
+            f"belongs to user {process.uids[0]}, whose limits can only be read with CAP_SYS_RESOURCE, which ckpt lacks",
+            "give the container or service that ckpt runs in this capability",
         )
 
 

@@ -22,7 +22,7 @@ def command(image: Path, name: str | None, dry_run: bool, tcp_close: bool) -> No
     A failure leaves nothing of it behind, and the image as it was.
     """
     require_root("ckpt restore")
-    from ckpt.model.finding import Severity
+    from ckpt.model.finding import Severity, refuse_blocked
     from ckpt.restore import restore_group
 
     asked = settings()
@@ -35,6 +35,7 @@ def command(image: Path, name: str | None, dry_run: bool, tcp_close: bool) -> No
         return
     if dry_run:
         render.findings(report.findings)
+        refuse_blocked(report.findings, f"{image} would not be restored here")
         click.echo(f"{image} would be restored here as {report.name}")
         return
     for finding in report.findings:

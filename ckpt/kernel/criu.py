@@ -80,7 +80,11 @@ class Criu:
     @property
     def rpc(self) -> Any:
         """The `pycriu.rpc_pb2` module."""
-        return load_pycriu(self.python_path, "rpc_pb2")
+        return self.pycriu("rpc_pb2")
+
+    def pycriu(self, module: str) -> Any:
+        """A module of `pycriu`."""
+        return load_pycriu(self.python_path, module)
 
 
 def find(explicit: str | None = None) -> Criu:

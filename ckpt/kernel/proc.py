@@ -13,6 +13,8 @@ from ckpt.kernel.files import FileReader
 from ckpt.kernel.procfs import read_process, read_stat, read_text, thread_ids
 from ckpt.model.process import GroupFacts, Process
 
+_TRIES = 5
+
 
 def children(pid: int) -> tuple[int, ...]:
     """The PIDs of the children of all threads of ``pid``."""
@@ -44,8 +46,14 @@ def read_tree(root: int) -> tuple[Process, ...]:
 
 def read_group(root: int) -> GroupFacts:
     """The facts of the group with root task ``root``. Raises NotFoundError."""
-    processes = read_tree(root)
-    return surroundings.read(processes, sockdiag.read_sockets(processes))
+    for _ in range(_TRIES):
+        processes = read_tree(root)
+        facts = surroundings.read(processes, sockdiag.read_sockets(processes))
+        # A child that was forked after the tree was read is no stranger.
+        born = {holder.pid for holder in facts.netns_sharers} & set(tree_pids(root))
+        if not born:
+            break
+    return facts
 
 
 def _not_found(root: int) -> NotFoundError:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from ckpt.kernel import diag, sockdiag, syscalls
+from ckpt.kernel import diag, probe, sockdiag, syscalls
 from ckpt.kernel import netns as namespaces
 from ckpt.kernel.files import read_link
 from ckpt.kernel.procfs import read_namespaces, read_stat, read_text
@@ -50,6 +50,7 @@ def read(processes: Sequence[Process], sockets: Sequence[Socket]) -> GroupFacts:
         netns_pins=(*_pins(netns), *foreign.openers(f"net:[{netns}]")) if isolated else (),
         pidns_is_hosts=root.namespaces.get("pid") == own.get("pid"),
         root_is_init=len(root.ns_pids) > 1 and root.is_init,
+        missing_capabilities=probe.missing_capabilities(),
         mntns_differs=any(process.namespaces.get("mnt") not in (own.get("mnt"), None) for process in processes),
         userns_differs=any(process.namespaces.get("user") not in (own.get("user"), None) for process in processes),
         outside=tuple(_outside(processes, sockets, foreign)),

@@ -15,6 +15,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+from ckpt.errors import NetworkError
 from ckpt.kernel import netns as namespaces
 from ckpt.kernel import outside, syscalls
 from ckpt.model.network import FALLBACK_DEVICES
@@ -51,15 +52,25 @@ def unpin(names: Sequence[str]) -> None:
 
 
 def pin(netns: int, name: str) -> None:
-    """Give ``netns`` a name of ``ip netns``. Raises FileExistsError when it is taken."""
+    """Give ``netns`` a name of ``ip netns``. Raises NetworkError (`netns-name-taken`)."""
     NETNS_NAMES.mkdir(mode=0o755, parents=True, exist_ok=True)
     path = NETNS_NAMES / name
-    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
+    except FileExistsError as error:
+        raise NetworkError(
+            f"the network namespace cannot be named {name}",
+            code="netns-name-taken",
+            details=f"{path} is there",
+            hint=f"`ip netns delete {name}`, if nobody needs it",
+        ) from error
     try:
         syscalls.mount(f"/proc/self/fd/{netns}", str(path), "", syscalls.MS_BIND)
-    except OSError:
+    except OSError as error:
         path.unlink()
-        raise
+        raise NetworkError(
+            f"the network namespace cannot be named {name}", code="netns-name", details=str(error)
+        ) from error
 
 
 def leave_repair(processes: Sequence[Process]) -> int:

@@ -65,11 +65,15 @@ class InheritedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CriuNotes:
-    """What a restore has to tell CRIU: keys of external objects, and the mount namespace to run in, if any."""
+    """What a restore has to tell CRIU: keys of external objects, and the mount namespace to run in, if any.
+
+    ``shell_job`` says that the root task is in a session which somebody outside of the group leads.
+    """
 
     netns_key: str | None = None
     mounts: tuple[Mount, ...] | None = None
     files: tuple[InheritedFile, ...] = ()
+    shell_job: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -262,6 +262,7 @@ class GroupFacts:
     ipcns_is_hosts: bool = True
     sysv_ipc: tuple[SysvIpc, ...] = ()
     accept_queue: int = 0
+    missing_capabilities: tuple[str, ...] = ()
     orphans: tuple[Socket, ...] = ()
     congestion: str | None = None
     stuck: tuple[Holder, ...] = ()

@@ -14,7 +14,7 @@ from ckpt.model.finding import Finding
 from ckpt.model.host import FileFacts, FileNeed, FileRole, Needs, TargetFacts
 from ckpt.model.process import FileKind
 from ckpt.revalidate.needs import NETNS_NAMES
-from ckpt.revalidate.verdict import block, counted, ok
+from ckpt.revalidate.verdict import block, counted, ok, warn
 
 _SAME_VERSION = "install the version of it that the source has"
 
@@ -87,7 +87,8 @@ def _open(need: FileNeed, facts: FileFacts | None) -> Iterator[Finding]:
 
 def _content(need: FileNeed, facts: FileFacts) -> Iterator[Finding]:
     if need.mode is not None and facts.mode != need.mode:
-        yield block(
+        # CRIU is told not to compare modes (skip_file_rwx_check): what was open is open again all the same.
+        yield warn(
             "file-mode",
             need.path,
             f"its mode is {_mode(facts.mode)} here instead of {_mode(need.mode)}",

@@ -193,15 +193,15 @@ def _mapped(file: MappedFile, process: Process) -> FileNeed:
 
 
 def _appended(processes: Sequence[Process]) -> frozenset[str]:
-    """The files that the group has open for nothing but writing to their end.
+    """The files that the group has open only for appending, some perhaps for reading too, and does not map.
 
-    Only of these CRIU does not keep the size (criu/files-reg.c, should_check_size); whatever also reads such a file,
-    or maps it, makes it look at the size after all.
+    Of others CRIU compares the size (criu/files-reg.c, should_check_size); of these it does not, or is told not to
+    (`kernel.criu_images.accept_growth`).
     """
     appends: set[str] = set()
     uses_otherwise = {file.path for one in processes for file in one.maps}
     for file in (file for one in processes for file in one.files if file.kind is FileKind.REGULAR):
-        only_appends = file.flags & (os.O_ACCMODE | os.O_APPEND) == os.O_WRONLY | os.O_APPEND
+        only_appends = file.flags & os.O_APPEND and file.flags & os.O_ACCMODE != os.O_RDONLY
         (appends if only_appends else uses_otherwise).add(file.path)
     return frozenset(appends - uses_otherwise)
 
