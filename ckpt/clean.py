@@ -1,9 +1,12 @@
 """`ckpt clean`: find what a ckpt that was killed has left, and end it as that ckpt would have.
 
 A ckpt writes down what it is about to make before it makes it (`registry.Operation`), so what is left of a dead one
-is found by its note, and what is not noted anywhere is found by its mark: the name of a lock table, the alias of a
-bridge, the cover over a /proc. Work of a ckpt that lives is never touched, nor is anything that a living group or an
-image still needs. What comes out of it is one action for each thing found, done or not, with its reason.
+is found by its note; a few things carry a mark of their own as well: the name of a lock table, the alias of a bridge,
+the cover over a /proc. First a CRIU that a dead ckpt left at work is given the time to undo its work, which it does
+by itself. Then everything is looked up, and only then is anything done, so that a dry run says what a real one does.
+
+Work of a ckpt that lives is never touched, nor is anything that a living group or an image still needs: a group that
+runs is only freed of what holds it, and a dump that was committed is finished.
 """
 
 from __future__ import annotations
@@ -12,16 +15,29 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ckpt import held, registry, stop
 from ckpt.errors import CkptError, NotFoundError
-from ckpt.kernel import lock, mntns, netns, outside, proc, takedown
+from ckpt.image import Reader
+from ckpt.kernel import ending, lock, mntns, netns, outside, proc, remains, takedown
+from ckpt.registry import OperationEntry
 
-_OURS = re.compile(r"\..+\.criu-[A-Za-z0-9_]+|\..+\.partial-[0-9a-f]+")
-"""The names of the directories and files beside an image that only a dump or a restore under way has."""
+CRIU_SECONDS = 15.0
+"""How long a CRIU whose ckpt is gone is waited for. It notices when it next asks, between two steps of its work."""
+
+LOG_SECONDS = 24 * 3600.0
+"""How long CRIU's log of a failure is kept."""
+
+_DIRECTORY = re.compile(r"\..+\.criu-[A-Za-z0-9_]+")
+"""The name of the directory beside an image that only a dump or a restore under way has."""
+
+_BESIDE = re.compile(r"\.(.+)\.json\.[0-9a-f]{8}")
+"""The name of a file of the registry that was being written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,142 +50,263 @@ class CleanAction:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Something that was left; ``end`` does away with it, None when it has to stay."""
+
+    kind: str
+    subject: str
+    reason: str
+    end: Callable[[], object] | None
+
+
 def clean(*, dry_run: bool = False) -> tuple[CleanAction, ...]:
     """Take away what dead ckpts have left on this host; with ``dry_run`` only say what that is."""
+    timeout = 0.0 if dry_run else CRIU_SECONDS
+    # Before the registry is locked: who wants to finish a dump or a restore shall not have to wait as well.
+    busy = {work.id: remains.wait_for_crius(_directories(work), timeout) for work in _dead()}
     with registry.locked():
-        return (
-            *_operations(dry_run),
-            *_locks_of_groups(dry_run),
-            *_held_locks(dry_run),
-            *_own_locks(dry_run),
-            *_groups(dry_run),
-            *_bridges(dry_run),
-        )
+        found = tuple(_find({work: pids for work, pids in busy.items() if pids}))
+        return tuple(_act(one, dry_run) for one in found)
 
 
-def _operations(dry_run: bool) -> Iterator[CleanAction]:
-    """What the notes of dead ckpts name."""
-    for work in registry.operations():
-        if work.alive:
+def _act(found: _Found, dry_run: bool) -> CleanAction:
+    """A failure is said, and does not keep the rest from being done."""
+    done, reason = found.end is not None, found.reason
+    if found.end is not None and not dry_run:
+        try:
+            found.end()
+        except NotFoundError:
+            pass  # It went by itself meanwhile.
+        except (CkptError, OSError) as error:
+            done, reason = False, f"{reason}; it stays: {error}"
+    return CleanAction(kind=found.kind, subject=found.subject, done=done, reason=reason)
+
+
+def _find(busy: dict[str, tuple[int, ...]]) -> Iterator[_Found]:
+    """Everything that was left; ``busy`` are the dead operations whose CRIU still works."""
+    dead = []
+    for work in _dead():
+        if work.id not in busy:
+            dead.append(work)
             continue
-        what = f"{work.kind} of {work.group}, whose ckpt (PID {work.pid}) is gone"
-        yield from _task(work, what, dry_run)
-        for directory in map(Path, work.texts("directories")):
-            if _OURS.fullmatch(directory.name) and directory.is_dir():
-                yield _act("directory", str(directory), what, dry_run, lambda path=directory: shutil.rmtree(path))
-            yield from _partial_images(directory, what, dry_run)
-        yield from _links(work, what, dry_run)
-        if not dry_run:
-            registry.forget(work.id)
+        pids = ", ".join(map(str, busy[work.id]))
+        yield _Found("CRIU", f"PID {pids}", f"still undoes the {_what(work)}; clean again when it has ended", None)
+    with remains.locked_namespaces({name for work in dead for name in work.texts("lock_tables")}) as namespaces:
+        for work in dead:
+            yield from _operation(work, [one for one in namespaces if set(one.locks) & set(work.texts("lock_tables"))])
+    yield from _locks_of_groups()
+    yield from _locks_of_the_host(dead)
+    yield from _groups()
+    yield from _bridges(dead)
+    yield from _files()
 
 
-def _task(work: registry.OperationEntry, what: str, dry_run: bool) -> Iterator[CleanAction]:
-    """The group that was being worked on: if it runs, CRIU let it go on, and nothing of ours may be left on it."""
+def _dead() -> list[OperationEntry]:
+    return [work for work in registry.operations() if not work.alive]
+
+
+def _living() -> list[OperationEntry]:
+    return [work for work in registry.operations() if work.alive]
+
+
+def _what(work: OperationEntry) -> str:
+    return f"{work.kind} of {work.group}, whose ckpt (PID {work.pid}) is gone"
+
+
+def _directories(work: OperationEntry) -> list[Path]:
+    """The directories of CRIU's files that an operation has noted."""
+    return [path for path in map(Path, work.texts("directories")) if _DIRECTORY.fullmatch(path.name)]
+
+
+# -- what the notes of dead ckpts name -----------------------------------------------------------------------------
+
+
+def _operation(work: OperationEntry, namespaces: list[remains.LockedNamespace]) -> Iterator[_Found]:
+    what = _what(work)
+    yield from _task(work, what)
+    for namespace in namespaces:
+        yield from _namespace(namespace, what)
+    for directory in _directories(work):
+        yield from _partial_images(directory, what)
+        if directory.is_dir():
+            yield _Found("directory", str(directory), what, partial(shutil.rmtree, directory))
+    used = {link for entry in registry.entries() if entry.alive for link in entry.links}
+    used |= {link for other in _living() for link in other.texts("links")}
+    for ifname in work.texts("links"):
+        if ifname not in used and outside.find(ifname):
+            yield _Found("link", ifname, what, partial(outside.delete, ifname))
+    for name in work.texts("netns_names"):
+        if remains.is_empty_pin(takedown.NETNS_NAMES / name):
+            yield _Found("namespace", name, f"a name without a namespace: {what}", partial(takedown.unpin, [name]))
+    yield _Found("note", work.id, what, partial(registry.forget, work.id))
+
+
+def _task(work: OperationEntry, what: str) -> Iterator[_Found]:
+    """The group that was being dumped: if it runs, CRIU let it go on, and nothing of ours may be left on it."""
     pid, started = work.number("task"), work.number("task_start_time")
     if pid is None or started is None or not registry.alive(pid, started):
         return
-    if any(other.alive and other.number("task") == pid for other in registry.operations()):
+    if any(other.number("task") == pid for other in _living()):
         return
-    yield from _unlock(pid, what, dry_run)
+    yield from _locks_of(pid, what)
     with contextlib.suppress(CkptError, OSError):
-        if not dry_run and takedown.leave_repair(proc.read_tree(pid)):
-            yield CleanAction(kind="connections", subject=f"PID {pid}", done=True, reason=f"in repair mode: {what}")
-        if not dry_run and mntns.uncover(pid):
-            yield CleanAction(kind="mount", subject=f"/proc of PID {pid}", done=True, reason=what)
+        processes = proc.read_tree(pid)
+        if takedown.in_repair(processes):
+            subject = f"connections of PID {pid}"
+            yield _Found("repair mode", subject, what, partial(takedown.leave_repair, processes))
+        if mntns.is_covered(pid):
+            yield _Found("mount", f"/proc of PID {pid}", what, partial(mntns.uncover, pid))
 
 
-def _unlock(pid: int, why: str, dry_run: bool) -> Iterator[CleanAction]:
+def _locks_of(pid: int, why: str) -> Iterator[_Found]:
     """The lock tables in the namespace of its own that ``pid`` is in."""
     try:
         namespace = netns.open_of(pid)
     except CkptError:
         return
     try:
-        if netns.inode(namespace) == os.stat("/proc/self/ns/net").st_ino:
-            return
-        for name in lock.find(namespace):
-            yield _act("lock", f"{name} (PID {pid})", why, dry_run, lambda name=name: lock.remove(namespace, name))
+        if not remains.is_in(namespace, os.getpid()):
+            for name in lock.find(namespace):
+                yield _Found("lock", f"{name} (PID {pid})", why, partial(_unlock, pid, name))
     finally:
         os.close(namespace)
 
 
-def _partial_images(directory: Path, what: str, dry_run: bool) -> Iterator[CleanAction]:
+def _unlock(pid: int, name: str) -> None:
+    namespace = netns.open_of(pid)
+    try:
+        lock.remove(namespace, name)
+    finally:
+        os.close(namespace)
+
+
+def _namespace(namespace: remains.LockedNamespace, what: str) -> Iterator[_Found]:
+    """A namespace that a dead ckpt had locked, and in which no group lives: it goes as it would have gone."""
+    if any(entry.alive and entry.pid in namespace.pids for entry in registry.entries()):
+        return
+    if any(remains.is_in(namespace.descriptor, task) for task in _tasks_of_dumps()):
+        return
+    for pid in namespace.pids:
+        yield _Found("process", f"PID {pid}", f"half restored: {what}", partial(ending.end_tree, pid, timeout=0))
+    for name in namespace.pins:
+        # Its links go first: the kernel takes a namespace down some time after its name.
+        yield _Found("namespace", name, what, partial(_take_down, name))
+
+
+def _tasks_of_dumps() -> Iterator[int]:
+    """The root tasks of groups that somebody dumps, or was dumping, and that run."""
+    for work in registry.operations():
+        pid, started = work.number("task"), work.number("task_start_time")
+        if pid is not None and started is not None and registry.alive(pid, started):
+            yield pid
+
+
+def _take_down(name: str) -> None:
+    namespace = os.open(takedown.NETNS_NAMES / name, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        takedown.remove_links(namespace)
+    finally:
+        os.close(namespace)
+    takedown.unpin([name])
+
+
+def _partial_images(directory: Path, what: str) -> Iterator[_Found]:
     """The unfinished image beside a directory of CRIU's files: both carry the image's name."""
     stem = directory.name.rpartition(".criu-")[0]
-    for path in directory.parent.glob(f"{stem}.partial-*") if stem else ():
-        if _OURS.fullmatch(path.name):
-            yield _act("unfinished image", str(path), what, dry_run, lambda path=path: path.unlink(missing_ok=True))
+    if any(other.name.startswith(f"{stem}.criu-") for work in _living() for other in _directories(work)):
+        return
+    unfinished = re.compile(re.escape(stem) + r"\.partial-[0-9a-f]+")
+    for path in sorted(directory.parent.iterdir()) if directory.parent.is_dir() else ():
+        if unfinished.fullmatch(path.name):
+            yield _Found("unfinished image", str(path), what, partial(path.unlink, missing_ok=True))
 
 
-def _links(work: registry.OperationEntry, what: str, dry_run: bool) -> Iterator[CleanAction]:
-    known = {link for entry in registry.entries() if entry.alive for link in entry.links}
-    for ifname in work.texts("links"):
-        if ifname not in known and outside.find(ifname):
-            yield _act("link", ifname, what, dry_run, lambda ifname=ifname: outside.delete(ifname))
+# -- what is found by its mark -------------------------------------------------------------------------------------
 
 
-def _locks_of_groups(dry_run: bool) -> Iterator[CleanAction]:
+def _locks_of_groups() -> Iterator[_Found]:
     """Locks in the namespaces of groups that nobody works on."""
-    busy = {work.group for work in registry.operations() if work.alive}
+    busy = {work.group for work in registry.operations()}
     for entry in registry.entries():
         if entry.alive and entry.name not in busy:
-            yield from _unlock(entry.pid, f"no ckpt works on {entry.name}", dry_run)
+            yield from _locks_of(entry.pid, f"no ckpt works on {entry.name}")
 
 
-def _held_locks(dry_run: bool) -> Iterator[CleanAction]:
-    """Locks that wait for an image: kept as long as there is one."""
+def _locks_of_the_host(dead: list[OperationEntry]) -> Iterator[_Found]:
+    """Locks in the host's namespace: kept while an image waits that needs them."""
+    waiting = set()
     for one in held.held():
         subject = f"{', '.join(one.names)} (host)"
+        waiting |= set(one.names)
         if Path(one.image).exists():
-            reason = f"keeps the peers of {one.image} waiting until it is restored"
-            yield CleanAction(kind="lock", subject=subject, done=False, reason=reason)
+            yield _Found("lock", subject, f"keeps the peers of {one.image} waiting until it is restored", None)
         else:
-            yield _act(
-                "lock", subject, f"its image {one.image} is gone", dry_run, lambda one=one: held.release(one.image_id)
-            )
-
-
-def _own_locks(dry_run: bool) -> Iterator[CleanAction]:
-    """Locks in the host's namespace that no image and no living ckpt needs."""
-    if any(work.alive for work in registry.operations()):
+            yield _Found("lock", subject, f"its image {one.image} is gone", partial(held.release, one.image_id))
+    if _living():
         return
-    waiting = {name for one in held.held() for name in one.names}
     own = netns.open_own()
     try:
-        for name in lock.find(own):
-            if name not in waiting:
-                yield _act(
-                    "lock", f"{name} (host)", "no ckpt works here", dry_run, lambda name=name: lock.remove(own, name)
-                )
+        found = [name for name in lock.find(own) if name not in waiting]
     finally:
         os.close(own)
-
-
-def _groups(dry_run: bool) -> Iterator[CleanAction]:
-    for entry in registry.entries():
-        if not entry.alive:
-            reason = f"its root task (PID {entry.pid}) is gone"
-            yield _act("group", entry.name, reason, dry_run, lambda entry=entry: stop.clear(entry))
-
-
-def _bridges(dry_run: bool) -> Iterator[CleanAction]:
-    """Bridges that ckpt made and nobody uses: no port, no address, no group or image that would need them."""
-    used = {entry.bridge for entry in registry.entries() if entry.alive or dry_run}
-    used |= {note for work in registry.operations() if work.alive for note in work.texts("bridge")}
-    for ifname in outside.made_bridges():
-        if ifname in used or outside.is_in_use(ifname):
+    for name in found:
+        image = _awaited_image(name, dead)
+        if image is None:
+            yield _Found("lock", f"{name} (host)", "no ckpt works here", partial(_unlock, os.getpid(), name))
             continue
-        yield _act("bridge", ifname, "made by ckpt, and unused", dry_run, lambda ifname=ifname: outside.delete(ifname))
+        reason = f"keeps the peers of {image} waiting until it is restored"
+        yield _Found("lock", f"{name} (host)", reason, None)
+        held.hold([name], image, _image_id(image))
 
 
-def _act(kind: str, subject: str, reason: str, dry_run: bool, work: object) -> CleanAction:
-    """Do ``work`` unless this is a dry run; a failure is said, and does not keep the rest from being done."""
-    if not dry_run:
-        try:
-            assert callable(work)
-            work()
-        except NotFoundError:
-            pass
-        except (CkptError, OSError) as error:
-            return CleanAction(kind=kind, subject=subject, done=False, reason=f"{reason}; it stays: {error}")
-    return CleanAction(kind=kind, subject=subject, done=True, reason=reason)
+def _awaited_image(name: str, dead: list[OperationEntry]) -> Path | None:
+    """The image that a dump had finished when its ckpt died, before it could note that the lock is to stay."""
+    for work in dead:
+        image = next(map(Path, work.texts("image")), None)
+        pid, started = work.number("task"), work.number("task_start_time")
+        gone = pid is not None and started is not None and not registry.alive(pid, started)
+        if gone and image is not None and work.notes.get("committed") and name in work.texts("lock_tables"):
+            with contextlib.suppress(CkptError):
+                _image_id(image)
+                return image
+    return None
+
+
+def _image_id(image: Path) -> str:
+    with Reader(image) as reader:
+        return reader.header.id
+
+
+def _groups() -> Iterator[_Found]:
+    busy = {work.group for work in _living()}
+    for entry in registry.entries():
+        if not entry.alive and entry.name not in busy:
+            reason = f"its first process (PID {entry.pid}) is gone"
+            yield _Found("group", entry.name, reason, partial(stop.clear, entry))
+
+
+def _bridges(dead: list[OperationEntry]) -> Iterator[_Found]:
+    """Bridges that ckpt made and nobody uses: no port, no address, no group."""
+    used = {entry.bridge for entry in registry.entries() if entry.alive}
+    used |= {bridge for work in _living() for bridge in work.texts("bridge")}
+    going = {link for entry in registry.entries() if not entry.alive for link in entry.links}
+    going |= {link for work in dead for link in work.texts("links")}
+    for ifname in outside.made_bridges():
+        left = set(outside.ports(ifname)) - going
+        if ifname not in used and not left and not outside.has_address(ifname):
+            yield _Found("bridge", ifname, "made by ckpt, and unused", partial(outside.delete, ifname))
+
+
+def _files() -> Iterator[_Found]:
+    """Files of the registry that were being written, and logs that nobody has asked for."""
+    state = registry.state_dir()
+    for path in sorted(state.glob("*/.*.json.*")):
+        name = _BESIDE.fullmatch(path.name)
+        living = path.parent.name == "ops" and name and any(work.id == name[1] for work in _living())
+        if name and not living:
+            yield _Found("file", str(path), "its ckpt was killed while writing it", partial(path.unlink, True))
+    for path in sorted(state.glob("*.log")):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > LOG_SECONDS:
+                yield _Found("log", str(path), "CRIU's log of a failure, a day old", partial(path.unlink, True))

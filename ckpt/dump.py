@@ -15,8 +15,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from ckpt import held, registry, sections
 from ckpt.check import check_dump
 from ckpt.errors import CkptError, ExistsError, NotFoundError, RefusedError, RolledBackError, StorageError
 from ckpt.explain import explain
+from ckpt.holding import SignalHold
 from ckpt.image import Summary, Writer, created
 from ckpt.kernel import criu, ending, host, mntns, netns, proc, rtnl, sockdiag, takedown
 from ckpt.kernel.lock import NetworkLock
@@ -171,9 +172,10 @@ class _Dump:
         self._cleanup = cleanup
         self._progress = progress or (lambda stage, done, total: None)
         self._isolated = facts.isolation is Isolation.NETNS
+        self._hold = cleanup.enter_context(SignalHold())
+        self._committed = False
         self._frozen_at = 0.0
         self._thawed_at = 0.0
-        self._committed = False
 
     def run(self, warnings: tuple[str, ...]) -> DumpReport:
         """All of the dump, in order."""
@@ -202,14 +204,15 @@ class _Dump:
     # -- before the freeze ---------------------------------------------------------------------------------------
 
     def _make_images_directory(self) -> Path:
+        directory = self._path.with_name(f".{self._path.name}.criu-{secrets.token_hex(4)}")
+        self._operation.note(directories=[str(directory)], task=self._root, task_start_time=self._start_time())
         try:
-            directory = Path(tempfile.mkdtemp(prefix=f".{self._path.name}.criu-", dir=self._path.parent))
+            directory.mkdir(mode=0o700)
         except OSError as error:
             raise StorageError(
                 f"cannot write in {self._path.parent}", code="storage-write", details=os.strerror(error.errno or 0)
             ) from error
         self._cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
-        self._operation.note(directories=[str(directory)], task=self._root, task_start_time=self._start_time())
         return directory
 
     def _start_time(self) -> int:
@@ -256,7 +259,8 @@ class _Dump:
                 if any(mount.kind == "proc" for mount in self._notes.mounts):
                     stack.enter_context(mntns.hosts_proc(self._root))
             request = criu.dump_request(self._program, {"images_dir_fd": images, **self._criu_options()})
-            stack.enter_context(criu.Swrk(self._program, launch)).request(request, self._notify)
+            self._swrk = stack.enter_context(criu.Swrk(self._program, launch))
+            self._swrk.request(request, self._notify)
 
     def _criu_options(self) -> dict[str, object]:
         external = [file.key for file in self._notes.files]
@@ -292,17 +296,29 @@ class _Dump:
             self._checkpoint = self._read_frozen()
             if self._options.leave_running:
                 return
-            self._summary = self._write_image(self._checkpoint)
-            self._operation.note(committed=True, image=str(self._path))
-            # From here on the lock must outlive us: tasks that die without it would be answered for by the kernel.
-            self._lock.close(permanent=True)
-            self._operation.note(lock_tables=list(self._lock.names))
-            self._committed = True
-            _log.info("%s is written; the group goes", self._path)
-            # ---- point of no return: the image has its name, and CRIU kills the group when this returns ----
+            # A CRIU that was killed has let the group go on: what was written is not the group any more.
+            self._summary = self._write_image(self._checkpoint, self._swrk.require_alive)
+            try:
+                self._commit()
+            except BaseException:
+                self._path.unlink(missing_ok=True)
+                raise
         elif stage == criu.Stage.NETWORK_UNLOCK:
             # Only where the group goes on; its sockets are about to leave repair mode, and its peers have waited.
             self._lock.release()
+
+    def _commit(self) -> None:
+        self._hold.begin()
+        self._swrk.require_alive()
+        self._operation.note(committed=True, image=str(self._path), netns_names=list(self._netns_names()))
+        # From here on the lock must outlive us: tasks that die without it would be answered for by the kernel.
+        self._lock.close(permanent=True)
+        self._operation.note(lock_tables=list(self._lock.names))
+        if not self._isolated:
+            held.hold(self._lock.names, self._path, self._summary.id)
+        _log.info("%s is written; the group goes", self._path)
+        self._committed = True
+        # ---- point of no return: the image has its name, and CRIU kills the group when this returns ----
 
     def _read_frozen(self) -> Checkpoint:
         """The group as it stands still; what was read before the freeze may have changed since."""
@@ -336,7 +352,8 @@ class _Dump:
         pins = map(Path, self._facts.netns_pins)
         return tuple(pin.name for pin in pins if pin.parent.resolve() == takedown.NETNS_NAMES)
 
-    def _write_image(self, checkpoint: Checkpoint) -> Summary:
+    def _write_image(self, checkpoint: Checkpoint, still: Callable[[], None] = lambda: None) -> Summary:
+        """Write the image; ``still`` raises, before it gets its name, when the group is not what it was."""
         files = sorted(path for path in self._images.iterdir() if path.name not in _NOT_OURS)
         total = sum(path.stat().st_size for path in files)
         done = 0
@@ -350,7 +367,9 @@ class _Dump:
                     writer.add_file(path.name, source)
                 done += path.stat().st_size
                 self._progress("writing", done, total)
-            return writer.finish()
+            summary = writer.finish()
+            still()
+        return summary
 
     # -- after ---------------------------------------------------------------------------------------------------
 
@@ -373,9 +392,7 @@ class _Dump:
             # Explicitly: when its last process has ended a namespace is taken down some time later.
             takedown.remove_links(self._netns)
             takedown.unpin(self._netns_names())
-        names = self._lock.keep()
-        if not self._isolated:
-            held.hold(names, self._path, self._summary.id)
+        self._lock.keep()
         if self._entry is not None:
             registry.remove(self._entry.name, pid=self._entry.pid)
 

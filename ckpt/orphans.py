@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ckpt import registry
@@ -34,14 +34,17 @@ def are_pids_taken(processes: Sequence[Process]) -> bool:
 
 
 @contextlib.contextmanager
-def killed_on_failure() -> Iterator[None]:
-    """While the block runs, what a CRIU that was killed leaves half made falls to us; if it fails, we kill it."""
+def killed_on_failure(released: Callable[[], bool]) -> Iterator[None]:
+    """While the block runs, what a CRIU that was killed leaves half made falls to us; if it fails, we kill it.
+
+    Once ``released`` says so, what was restored is a group of its own.
+    """
     before = set(proc.children(os.getpid()))
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
         yield
     except BaseException:
-        for pid in set(proc.children(os.getpid())) - before:
+        for pid in () if released() else set(proc.children(os.getpid())) - before:
             ending.end_tree(pid, timeout=0)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)

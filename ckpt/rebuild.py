@@ -65,7 +65,12 @@ def rebuild(
     lock = NetworkLock(namespace)
     lock.close(permanent=True)
     network = _fitted(checkpoint.network)
-    operation.note(links=list(Home(lock=lock, network=network).outside_links))
+    operation.note(
+        lock_tables=list(lock.names),
+        links=list(Home(lock=lock, network=network).outside_links),
+        netns_names=list(checkpoint.group.netns_names),
+        netns=netns.inode(namespace),
+    )
     if checkpoint.group.bridge_made:
         _make_bridges(network, operation, undo)
     apply.apply(namespace, plan_network(network, rtnl.read_network(namespace)), undo)

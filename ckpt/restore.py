@@ -3,8 +3,9 @@
 The image's sections say what the group needs; that is held against this host, and what blocks is refused before
 anything is touched. Then a network namespace is made and locked *before* its first address is there, so that a peer
 that retransmits meets silence and never a kernel without the socket. CRIU restores into it and, with everything in
-place and nothing running, asks whether to go on: the tasks and every socket are held against the image, the group is
-written down, the lock goes, and the answer is yes. That is the point of no return. Then the addresses are announced.
+place and nothing running, asks whether to go on: the tasks and every socket are held against the image, and the group
+is written down. When CRIU says that it is about to resume the tasks, the lock goes: that is the point of no return.
+Then the addresses are announced.
 
 Whatever fails before that point is answered with no: CRIU kills what it restored, silently, the namespace goes with
 our descriptor of it, and what was made on the host is undone. The image is only ever read.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -25,8 +27,9 @@ from pathlib import Path
 
 from ckpt import held, registry, sections
 from ckpt.dump import IMAGES, NETNS_KEY, Progress
-from ckpt.errors import CkptError, RestoreError, StorageError
+from ckpt.errors import CkptError, RestoreError, StorageError, UnknownOutcomeError
 from ckpt.explain import explain
+from ckpt.holding import SignalHold
 from ckpt.image import Reader
 from ckpt.kernel import adopter, arp, criu, criu_images, host, mntns, netns, proc, sockdiag
 from ckpt.kernel.syscalls import PR_SET_CHILD_SUBREAPER, prctl
@@ -131,6 +134,7 @@ class _Restore:
         self._operation = operation
         self._undo = undo
         self._root = 0
+        self._released = False
 
     def run(self, progress: Progress, findings: tuple[Finding, ...]) -> RestoreReport:
         """All of the restore, in order."""
@@ -140,12 +144,15 @@ class _Restore:
             passing.callback(shutil.rmtree, images, ignore_errors=True)
             self._amend(images)
             try:
-                self._home = rebuild(self._checkpoint, self._operation, passing, self._undo)
-                self._run_criu(images, passing)
+                with SignalHold() as self._hold:
+                    self._home = rebuild(self._checkpoint, self._operation, passing, self._undo)
+                    self._run_criu(images, passing)
+            except UnknownOutcomeError:
+                raise
             except CkptError as error:
-                raise self._undone(error, images) from error
-            # What there would be to undo on the host is the group's now.
-            self._undo.pop_all()
+                if not self._released:
+                    raise self._undone(error, images) from error
+                # CRIU died when all was done but its farewell: the tasks run.
             self._announce()
         return self._report(began, findings)
 
@@ -155,14 +162,15 @@ class _Restore:
         """CRIU's files in a directory of their own, beside the image if that can be written."""
         failure: OSError | None = None
         for place in (self._image.parent, IMAGES, Path(tempfile.gettempdir())):
+            directory = place / f".{self._image.name}.criu-{secrets.token_hex(4)}"
+            self._operation.note(directories=[str(directory)])
             try:
-                directory = Path(tempfile.mkdtemp(prefix=f".{self._image.name}.criu-", dir=place))
+                directory.mkdir(mode=0o700)
                 break
             except OSError as error:
                 failure = error
         else:
             raise StorageError("there is no directory to unpack CRIU's files in", code="storage-write") from failure
-        self._operation.note(directories=[str(directory)])
         try:
             self._reader.extract(directory, progress=lambda done, total: progress("reading", done, total))
         except BaseException:
@@ -202,7 +210,7 @@ class _Restore:
             "inherit_fd": self._inherited,
         }
         request = criu.restore_request(self._program, options)
-        with killed_on_failure(), criu.Swrk(self._program, launch) as swrk:
+        with killed_on_failure(lambda: self._released), criu.Swrk(self._program, launch) as swrk:
             swrk.request(request, lambda stage, pid: self._notify(swrk, stage, pid))
 
     def _launch(self, passing: contextlib.ExitStack) -> criu.Launch:
@@ -229,20 +237,40 @@ class _Restore:
 
     def _notify(self, swrk: criu.Swrk, stage: str, pid: int) -> None:
         _log.info("CRIU: %s", stage)
-        if stage != criu.Stage.POST_RESTORE:
-            return
-        self._root = proc.children(swrk.pid)[0] if self._adopted else pid
-        for mount in self._checkpoint.criu.mounts or ():
-            if mount.kind == "proc" and not self._adopted:
-                mntns.mount_proc(self._root, mount.target)
-        self._verify()
-        self._write_down()
-        # What is released here is the group's: from now on CRIU's tasks live on without us.
+        if stage == criu.Stage.POST_RESTORE:
+            self._root = proc.children(swrk.pid)[0] if self._adopted else pid
+            for mount in self._checkpoint.criu.mounts or ():
+                if mount.kind == "proc" and not self._adopted:
+                    mntns.mount_proc(self._root, mount.target)
+            self._verify()
+            self._write_down()
+        elif stage == criu.Stage.PRE_RESUME:
+            swrk.require_alive()
+            self._release()
+
+    def _release(self) -> None:
+        """Let the group go.
+
+        Not earlier: until now the tasks die with a CRIU that dies, and without the lock the kernel would answer for
+        them. From pre-resume on they stand before their last step, and go on without CRIU (criu/cr-restore.c).
+        """
+        self._hold.begin()
+        # What there would be to undo on the host is the group's now, and so are the tasks.
+        self._undo.pop_all()
         prctl(PR_SET_CHILD_SUBREAPER, 0)
+        self._released = True
+        # ---- point of no return: packets pass, and CRIU lets the tasks run whatever is answered ----
+        try:
+            held.release(self._reader.header.id)
+            self._home.lock.release()
+        except CkptError as error:
+            raise UnknownOutcomeError(
+                f"{self._name} runs as PID {self._root}, but its network could not be unlocked",
+                code="unlock-failed",
+                details=str(error),
+                hint="`ckpt clean` takes the lock away",
+            ) from error
         _log.info("%d sockets are where the image says; the network is unlocked", len(self._checkpoint.sockets))
-        held.release(self._reader.header.id)
-        self._home.lock.release()
-        # ---- point of no return: packets pass, and CRIU lets the tasks run when this returns ----
 
     def _verify(self) -> None:
         """Hold what CRIU restored against the image: every task, and every socket where the image says it was."""

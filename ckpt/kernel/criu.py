@@ -17,6 +17,7 @@ import enum
 import importlib
 import importlib.util
 import os
+import select
 import shutil
 import signal
 import socket
@@ -221,6 +222,13 @@ class Swrk:
                 "CRIU failed", code="criu-failed", errno=response.cr_errno, details=response.cr_errmsg.strip() or None
             )
         return response
+
+    def require_alive(self) -> None:
+        """Raise CriuError (`criu-died`) when CRIU has gone: what it froze runs on then, whatever we answer."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLHUP)
+        if poll.poll(0):
+            raise self._died()
 
     def _send(self, message: Any) -> None:
         try:
