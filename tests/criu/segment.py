@@ -20,6 +20,8 @@ from ckpt.kernel import netns
 
 PATIENCE = 60.0
 
+Socket = socket.socket
+
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
@@ -48,7 +50,7 @@ class Segment:
         number = next(self._numbers)
         return Addresses(f"10.77.0.{number}", f"fd77::{number}")
 
-    def connect(self, address: str, port: int, *, from_host: bool = False, buffer: int | None = None) -> socket.socket:
+    def connect(self, address: str, port: int, *, from_host: bool = False, buffer: int | None = None) -> Socket:
         """A TCP connection from the client, or from the host, as soon as somebody listens."""
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -65,13 +67,21 @@ class Segment:
                     raise
                 time.sleep(0.02)
 
-    def socket(self, address: str, kind: socket.SocketKind, *, from_host: bool = False) -> socket.socket:
+    def socket(self, address: str, kind: socket.SocketKind, *, from_host: bool = False) -> Socket:
         """A socket of the client, or of the host, of the family of ``address``."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         if from_host:
             return socket.socket(family, kind)
         with netns.entered(self.client):
             return socket.socket(family, kind)
+
+    def listen(self, address: str, port: int) -> Socket:
+        """A listening socket of the client."""
+        listener = self.socket(address, socket.SOCK_STREAM)
+        listener.bind((address, port))
+        listener.listen()
+        listener.settimeout(PATIENCE)
+        return listener
 
     def in_client(self, *argv: str) -> str:
         """What a command says in the client's namespace."""

@@ -83,16 +83,12 @@ class Stream:
         self.until(lambda: self.ended, "the stream ends")
         assert (self.records, self._rest) == (records, b"")
 
-    def allow_end(self) -> None:
-        """From now on an end of stream is no error."""
-        self._end_expected = True
-
-    def until_stuck(self) -> None:
-        """Wait until no byte passes in the directions that are on: the queues are full."""
-        before = (-1, -1)
-        while before != (before := (self.sent, self.records)):
+    def until_stuck_writing(self) -> None:
+        """Wait until nothing more can be written: the queues are full."""
+        before = -1
+        while before != (before := self.sent):
             self.check()
-            time.sleep(0.7)
+            time.sleep(0.5)
 
     def until(self, condition: Callable[[], object], what: str) -> None:
         """Wait until ``condition()``, or raise what went wrong."""
