@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import time
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt import held, registry, sections
-from ckpt.check import check_dump
+from ckpt.check import GHOST_LIMIT, check_dump
 from ckpt.errors import CkptError, ExistsError, NotFoundError, RefusedError, RolledBackError, StorageError
 from ckpt.explain import explain
 from ckpt.holding import SignalHold
@@ -46,9 +47,6 @@ IMAGES = Path("/var/lib/ckpt")
 
 NETNS_KEY = "ckpt-netns"
 """The key under which CRIU's images name the group's network namespace, which is not in them."""
-
-GHOST_LIMIT = 1 << 30
-"""Deleted files that are still open travel inside CRIU's images up to this size; CRIU's default is 1 MiB."""
 
 _NOT_OURS = ("criu.log", "stats-dump")
 
@@ -106,10 +104,11 @@ def dump_group(
     )
     program = criu.find(criu_path)
     entry, root = find_root(target)
+    _require_idle(root)
     facts = proc.read_group(root)
     findings = check_dump(facts)
     refuse_blocked(findings, f"{target} cannot be dumped")
-    name = entry.name if entry else f"{facts.processes[0].name}-{root}".replace("/", "_").lower()
+    name = entry.name if entry else _name_for(facts.processes[0])
     path = _output_path(output, name, force=force)
     with registry.Operation("dump", name) as operation, contextlib.ExitStack() as cleanup:
         dump = _Dump(program, facts, entry, name, path, options, operation, cleanup, progress)
@@ -130,6 +129,23 @@ def find_root(target: str | int) -> tuple[registry.GroupEntry | None, int]:
             hint=f"`ckpt logs {target}` may say why; `ckpt stop {target}` clears it away",
         )
     return entry, entry.pid
+
+
+def _require_idle(root: int) -> None:
+    """RefusedError while another ckpt works on the same group."""
+    for work in registry.operations():
+        if work.alive and work.kind == "dump" and work.number("task") == root:
+            raise RefusedError(
+                f"PID {root} cannot be dumped",
+                code="group-busy",
+                details=f"another ckpt (PID {work.pid}) dumps it now",
+                hint="wait until that is done",
+            )
+
+
+def _name_for(root: Process) -> str:
+    """What a group is called that nobody has named."""
+    return f"{re.sub('[^a-z0-9_.-]+', '-', root.name.lower()).strip('-_.') or 'group'}-{root.pid}"
 
 
 def _output_path(output: Path | None, name: str, *, force: bool) -> Path:

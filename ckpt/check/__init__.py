@@ -8,14 +8,14 @@ or says what became of the group where it did not. The package is pure: it decid
 
 from __future__ import annotations
 
-from ckpt.check.files import check_files
+from ckpt.check.files import GHOST_LIMIT, check_files
 from ckpt.check.processes import check_processes, check_root
 from ckpt.check.sockets import check_sockets
 from ckpt.check.surroundings import check_surroundings
 from ckpt.model.finding import Finding
 from ckpt.model.process import GroupFacts
 
-__all__ = ["check_dump"]
+__all__ = ["GHOST_LIMIT", "check_dump"]
 
 
 def check_dump(facts: GroupFacts) -> tuple[Finding, ...]:
