@@ -36,9 +36,6 @@ LOG_SECONDS = 24 * 3600.0
 _DIRECTORY = re.compile(r"\..+\.criu-[A-Za-z0-9_]+")
 """The name of the directory beside an image that only a dump or a restore under way has."""
 
-_BESIDE = re.compile(r"\.(.+)\.json\.[0-9a-f]{8}")
-"""The name of a file of the registry that was being written."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CleanAction:
@@ -52,12 +49,13 @@ class CleanAction:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Something that was left; ``end`` does away with it, None when it has to stay."""
+    """Something that was left; ``end`` does away with it, or puts it in order when it ``stays``."""
 
     kind: str
     subject: str
     reason: str
     end: Callable[[], object] | None
+    stays: bool = False
 
 
 def clean(*, dry_run: bool = False) -> tuple[CleanAction, ...]:
@@ -72,7 +70,7 @@ def clean(*, dry_run: bool = False) -> tuple[CleanAction, ...]:
 
 def _act(found: _Found, dry_run: bool) -> CleanAction:
     """A failure is said, and does not keep the rest from being done."""
-    done, reason = found.end is not None, found.reason
+    done, reason = not found.stays, found.reason
     if found.end is not None and not dry_run:
         try:
             found.end()
@@ -91,7 +89,9 @@ def _find(busy: dict[str, tuple[int, ...]]) -> Iterator[_Found]:
             dead.append(work)
             continue
         pids = ", ".join(map(str, busy[work.id]))
-        yield _Found("CRIU", f"PID {pids}", f"still undoes the {_what(work)}; clean again when it has ended", None)
+        yield _Found(
+            "CRIU", f"PID {pids}", f"still undoes the {_what(work)}; clean again when it has ended", None, stays=True
+        )
     with remains.locked_namespaces({name for work in dead for name in work.texts("lock_tables")}) as namespaces:
         for work in dead:
             yield from _operation(work, [one for one in namespaces if set(one.locks) & set(work.texts("lock_tables"))])
@@ -155,7 +155,7 @@ def _task(work: OperationEntry, what: str) -> Iterator[_Found]:
         if takedown.in_repair(processes):
             subject = f"connections of PID {pid}"
             yield _Found("repair mode", subject, what, partial(takedown.leave_repair, processes))
-        if mntns.is_covered(pid):
+        if remains.is_covered(pid):
             yield _Found("mount", f"/proc of PID {pid}", what, partial(mntns.uncover, pid))
 
 
@@ -227,9 +227,10 @@ def _partial_images(directory: Path, what: str) -> Iterator[_Found]:
 
 def _locks_of_groups() -> Iterator[_Found]:
     """Locks in the namespaces of groups that nobody works on."""
-    busy = {work.group for work in registry.operations()}
+    busy = {work.group for work in _living()}
+    done = {work.number("task") for work in _dead()}
     for entry in registry.entries():
-        if entry.alive and entry.name not in busy:
+        if entry.alive and entry.name not in busy and entry.pid not in done:
             yield from _locks_of(entry.pid, f"no ckpt works on {entry.name}")
 
 
@@ -239,8 +240,10 @@ def _locks_of_the_host(dead: list[OperationEntry]) -> Iterator[_Found]:
     for one in held.held():
         subject = f"{', '.join(one.names)} (host)"
         waiting |= set(one.names)
-        if Path(one.image).exists():
-            yield _Found("lock", subject, f"keeps the peers of {one.image} waiting until it is restored", None)
+        if _is_image(Path(one.image), one.image_id):
+            yield _Found(
+                "lock", subject, f"keeps the peers of {one.image} waiting until it is restored", None, stays=True
+            )
         else:
             yield _Found("lock", subject, f"its image {one.image} is gone", partial(held.release, one.image_id))
     if _living():
@@ -256,8 +259,8 @@ def _locks_of_the_host(dead: list[OperationEntry]) -> Iterator[_Found]:
             yield _Found("lock", f"{name} (host)", "no ckpt works here", partial(_unlock, os.getpid(), name))
             continue
         reason = f"keeps the peers of {image} waiting until it is restored"
-        yield _Found("lock", f"{name} (host)", reason, None)
-        held.hold([name], image, _image_id(image))
+        hold = partial(held.hold, [name], image, _image_id(image))
+        yield _Found("lock", f"{name} (host)", reason, hold, stays=True)
 
 
 def _awaited_image(name: str, dead: list[OperationEntry]) -> Path | None:
@@ -267,10 +270,15 @@ def _awaited_image(name: str, dead: list[OperationEntry]) -> Path | None:
         pid, started = work.number("task"), work.number("task_start_time")
         gone = pid is not None and started is not None and not registry.alive(pid, started)
         if gone and image is not None and work.notes.get("committed") and name in work.texts("lock_tables"):
-            with contextlib.suppress(CkptError):
-                _image_id(image)
-                return image
+            return image if _is_image(image) else None
     return None
+
+
+def _is_image(path: Path, wanted: str | None = None) -> bool:
+    """Whether ``path`` is an image, with the id ``wanted``."""
+    with contextlib.suppress(CkptError):
+        return wanted in (None, _image_id(path))
+    return False
 
 
 def _image_id(image: Path) -> str:
@@ -294,19 +302,16 @@ def _bridges(dead: list[OperationEntry]) -> Iterator[_Found]:
     going |= {link for work in dead for link in work.texts("links")}
     for ifname in outside.made_bridges():
         left = set(outside.ports(ifname)) - going
-        if ifname not in used and not left and not outside.has_address(ifname):
+        addressed = any(one.ifname == ifname and one.scope != "link" for one in outside.addresses())
+        if ifname not in used and not left and not addressed:
             yield _Found("bridge", ifname, "made by ckpt, and unused", partial(outside.delete, ifname))
 
 
 def _files() -> Iterator[_Found]:
     """Files of the registry that were being written, and logs that nobody has asked for."""
-    state = registry.state_dir()
-    for path in sorted(state.glob("*/.*.json.*")):
-        name = _BESIDE.fullmatch(path.name)
-        living = path.parent.name == "ops" and name and any(work.id == name[1] for work in _living())
-        if name and not living:
-            yield _Found("file", str(path), "its ckpt was killed while writing it", partial(path.unlink, True))
-    for path in sorted(state.glob("*.log")):
+    for path in registry.unwritten():
+        yield _Found("file", str(path), "its ckpt was killed while writing it", partial(path.unlink, True))
+    for path in sorted(registry.state_dir().glob("*.log")):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > LOG_SECONDS:
                 yield _Found("log", str(path), "CRIU's log of a failure, a day old", partial(path.unlink, True))

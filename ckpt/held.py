@@ -31,18 +31,13 @@ class HeldLock:
 
 def hold(names: Sequence[str], image: Path, image_id: str) -> None:
     """Write down that the tables ``names`` stay until the image is restored."""
-    directory = _directory()
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = directory / f"{image_id}.json"
-    beside = path.with_suffix(".new")
-    beside.write_text(json.dumps({"image": str(image), "names": list(names)}), encoding="ascii")
-    beside.replace(path)
+    registry.write(registry.directory("locks") / f"{image_id}.json", {"image": str(image), "names": list(names)})
 
 
 def held() -> tuple[HeldLock, ...]:
     """Every lock that waits for an image."""
     found = []
-    for path in sorted(_directory().glob("*.json")):
+    for path in sorted((registry.state_dir() / "locks").glob("*.json")):
         with contextlib.suppress(OSError, ValueError, KeyError):
             raw = json.loads(path.read_text(encoding="ascii"))
             found.append(HeldLock(image_id=path.stem, image=raw["image"], names=tuple(raw["names"])))
@@ -63,9 +58,5 @@ def release(image_id: str) -> tuple[str, ...]:
                     removed.append(name)
         finally:
             os.close(own)
-        (_directory() / f"{image_id}.json").unlink(missing_ok=True)
+        (registry.state_dir() / "locks" / f"{image_id}.json").unlink(missing_ok=True)
     return tuple(removed)
-
-
-def _directory() -> Path:
-    return registry.state_dir() / "locks"

@@ -16,6 +16,7 @@ import difflib
 import fcntl
 import json
 import os
+import re
 import secrets
 import threading
 import time
@@ -33,6 +34,8 @@ from ckpt.kernel.procfs import read_stat
 # lock of the file is the process's, so that its threads take turns by one of their own.
 _turn = threading.RLock()
 _held = 0
+
+_BESIDE = re.compile(r"\..+\.json\.(\d+)-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +125,7 @@ def locked() -> Iterator[None]:
     global _held
     with _turn, ExitStack() as stack:
         if not _held:
-            descriptor = os.open(_directory("") / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(directory("") / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         _held += 1
@@ -137,7 +140,7 @@ def add(entry: GroupEntry, *, replace: bool = False) -> None:
     with locked():
         if not replace:
             require_free(entry.name)
-        _write(_directory("groups") / f"{entry.name}.json", asdict(entry))
+        write(directory("groups") / f"{entry.name}.json", asdict(entry))
 
 
 def require_free(name: str) -> None:
@@ -245,7 +248,7 @@ class Operation:
             forget(self.id)
 
     def _store(self) -> None:
-        _write(_directory("ops") / f"{self.id}.json", asdict(self._entry) | {"notes": self._notes})
+        write(directory("ops") / f"{self.id}.json", asdict(self._entry) | {"notes": self._notes})
 
 
 def operations() -> tuple[OperationEntry, ...]:
@@ -259,7 +262,7 @@ def forget(operation: str) -> None:
     (state_dir() / "ops" / f"{operation}.json").unlink(missing_ok=True)
 
 
-def _directory(name: str) -> Path:
+def directory(name: str) -> Path:
     """The directory ``name`` of the registry, made when it is not there, for its owner alone."""
     path = state_dir() / name
     try:
@@ -274,8 +277,9 @@ def _directory(name: str) -> Path:
     return path
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Put a file of the registry into its place, whole; what a crash leaves of it carries our PID (``unwritten``)."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as stream:
@@ -284,6 +288,16 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise StorageError(f"{path} cannot be written", code="registry-unwritable", details=str(error)) from error
+
+
+def unwritten() -> tuple[Path, ...]:
+    """Files that a process was about to put into their place when it was killed."""
+    found = []
+    for path in sorted(state_dir().glob("*/.*.json.*")):
+        name = _BESIDE.fullmatch(path.name)
+        if name and start_time(int(name[1])) is None:
+            found.append(path)
+    return tuple(found)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

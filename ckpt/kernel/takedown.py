@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ckpt.errors import NetworkError
@@ -73,27 +73,41 @@ def pin(netns: int, name: str) -> None:
         ) from error
 
 
+def in_repair(processes: Sequence[Process]) -> bool:
+    """Whether a TCP connection that ``processes`` hold is in repair mode."""
+    return any(connection.getsockopt(socket.IPPROTO_TCP, _TCP_REPAIR) == 1 for connection in _tcp_sockets(processes))
+
+
 def leave_repair(processes: Sequence[Process]) -> int:
     """Put the TCP connections that ``processes`` hold out of repair mode; how many were in it.
 
     CRIU does that itself unless it was killed. Without a window probe, as CRIU does after a dump that goes on.
     """
     found = 0
-    for process in processes:
-        for file in process.files:
-            if file.kind is FileKind.SOCKET:
-                with contextlib.suppress(OSError):
-                    found += _leave_repair(process.pid, file.fd)
+    for connection in _tcp_sockets(processes):
+        if connection.getsockopt(socket.IPPROTO_TCP, _TCP_REPAIR) == 1:
+            connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _TCP_REPAIR_OFF_NO_WP)
+            found += 1
     return found
 
 
-def _leave_repair(pid: int, fd: int) -> bool:
+def _tcp_sockets(processes: Sequence[Process]) -> Iterator[socket.socket]:
+    """Duplicates of the TCP sockets that ``processes`` hold, each closed when the next one is asked for."""
+    for process in processes:
+        for file in process.files:
+            if file.kind is not FileKind.SOCKET:
+                continue
+            # The process may end, or close it, meanwhile.
+            with contextlib.suppress(OSError), _duplicated(process.pid, file.fd) as duplicate:
+                if duplicate.family in (socket.AF_INET, socket.AF_INET6) and duplicate.proto == socket.IPPROTO_TCP:
+                    yield duplicate
+
+
+@contextlib.contextmanager
+def _duplicated(pid: int, fd: int) -> Iterator[socket.socket]:
     pidfd = syscalls.pidfd_open(pid)
     try:
         with socket.socket(fileno=syscalls.pidfd_getfd(pidfd, fd)) as duplicate:
-            if duplicate.getsockopt(socket.IPPROTO_TCP, _TCP_REPAIR) != 1:
-                return False
-            duplicate.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _TCP_REPAIR_OFF_NO_WP)
-            return True
+            yield duplicate
     finally:
         os.close(pidfd)

@@ -1,0 +1,262 @@
+"""Where the fault tests happen: one group with a connection that never rests, and what is to be found after a fault.
+
+The group and its client live through many faults, so that every one of them also shows that those before did no harm.
+Beside the verified stream a hammer sends segments of the very connection, some hundred a second: whatever moment the
+server's kernel has the address and neither the socket nor the lock, it answers one of them with a RST.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ckpt import clean, registry
+from ckpt.image import Reader
+from ckpt.kernel import ending, netns, syscalls
+from ckpt.kernel.proc import read_tree
+from ckpt.model.process import FileKind
+from ckpt.restore import restore_group
+from tests import lab
+from tests.criu.groups import Group
+from tests.criu.segment import Segment
+from tests.criu.stream import Stream
+
+RUNNER = Path(__file__).parent / "fault_runner.py"
+
+HAMMER_SECONDS = 0.002
+_ACK = 0x10
+_TCP_REPAIR = 19
+_TCP_RTO_MAX_MS = 44
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What happens where: at the ``passage``-th time that ``point`` is passed in ``work``. See ``fault_runner``."""
+
+    work: str
+    point: str
+    fault: str = "ckpt"
+    passage: int = 1
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        step = self.point.replace("ckpt.kernel.", "").replace("ckpt.", "")
+        mode = "-leave" if self.arguments.get("leave_running") else ""
+        times = f" #{self.passage}" if self.passage > 1 else ""
+        return f"{self.fault}: {self.work}{mode}: {step}{times}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How the runner ended: its exit status (negative: by that signal), and what it said."""
+
+    status: int
+    said: dict[str, Any]
+    errors: str
+
+
+def run(plan: dict[str, Any], timeout: float = 60.0) -> Outcome:
+    """One dump or restore in a process of its own."""
+    with start(plan) as process:
+        try:
+            said, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return Outcome(status=process.returncode, said=json.loads(said) if said.strip() else {}, errors=errors)
+
+
+def start(plan: dict[str, Any]) -> subprocess.Popen[str]:
+    """Start it."""
+    return subprocess.Popen(
+        [sys.executable, str(RUNNER), json.dumps(plan)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+class Hammer:
+    """Sends segments that belong to ``connection`` but for their numbers, all the time."""
+
+    def __init__(self, segment: Segment, connection: socket.socket) -> None:
+        (self._source, source_port), (self._target, target_port) = connection.getsockname(), connection.getpeername()
+        self._ports = struct.pack(">HH", source_port, target_port)
+        with netns.entered(segment.client):
+            self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="hammer", daemon=True)
+
+    def __enter__(self) -> Hammer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._socket.close()
+
+    def _work(self) -> None:
+        while not self._stop.wait(HAMMER_SECONDS):
+            # Numbers far from any window: a socket answers with an ACK now and then, a kernel without it with a RST.
+            body = self._ports + secrets.token_bytes(8) + struct.pack(">BBHHH", 5 << 4, _ACK, 1024, 0, 0)
+            with contextlib.suppress(OSError):
+                self._socket.sendto(body[:16] + self._checksum(body) + body[18:], (self._target, 0))
+
+    def _checksum(self, body: bytes) -> bytes:
+        pseudo = socket.inet_aton(self._source) + socket.inet_aton(self._target)
+        words = struct.unpack(f">{(12 + len(body)) // 2}H", pseudo + struct.pack(">HH", 6, len(body)) + body)
+        total = sum(words)
+        while total >> 16:
+            total = (total & 0xFFFF) + (total >> 16)
+        return struct.pack(">H", ~total & 0xFFFF)
+
+
+def patient(stream: Stream) -> Stream:
+    """A stream whose client asks at least every second, so that a test need not wait for its back-off."""
+    with contextlib.suppress(OSError):
+        stream.socket.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, 1000)
+    return stream
+
+
+# -- what is left --------------------------------------------------------------------------------------------------
+
+
+def left_behind(images: Path) -> list[str]:
+    """Everything that a dump or a restore has while it is under way, and that nobody may find after ``ckpt clean``."""
+    found = [f"file {path}" for path in images.iterdir() if path.name.startswith(".")]
+    state = registry.state_dir()
+    found += [f"file {path}" for path in state.rglob("*") if path.is_file() and _is_transient(path, state)]
+    found += [f"file {path}" for path in Path("/tmp").glob(".criu*")]
+    found += [f"lock {name} in namespace {inode}" for inode, name in locks()]
+    known = {pid for entry in registry.entries() for pid in _tree(entry.pid)}
+    found += [f"process {pid}: {command}" for pid, command in lab.strays().items() if pid not in known]
+    for entry in registry.entries():
+        found += [f"PID {pid} of {entry.name} {what}" for pid, what in wrong_tasks(entry.pid)]
+    return found
+
+
+def _is_transient(path: Path, state: Path) -> bool:
+    known = path.parent in (state / "groups", state / "locks") and path.suffix == ".json"
+    return not known and path != state / "lock" and path.suffix != ".log"
+
+
+def locks() -> list[tuple[int, str]]:
+    """The lock tables of every network namespace that the session's processes are in."""
+    found = {}
+    for pid in (os.getpid(), *lab.strays(), *(pid for entry in registry.entries() for pid in _tree(entry.pid))):
+        with contextlib.suppress(OSError):
+            found[os.stat(f"/proc/{pid}/ns/net").st_ino] = pid
+    return [(inode, name) for inode, pid in found.items() for name in _locks_of(pid)]
+
+
+def _locks_of(pid: int) -> list[str]:
+    namespace = netns.open_of(pid)
+    try:
+        with netns.entered(namespace):
+            lines = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True).stdout.splitlines()
+    finally:
+        os.close(namespace)
+    return [line for line in lines if "ckpt" in line]
+
+
+def _tree(pid: int) -> list[int]:
+    return [pid, *ending.descendants(pid)] if Path(f"/proc/{pid}").exists() else []
+
+
+def wrong_tasks(root: int) -> Iterator[tuple[int, str]]:
+    """The tasks of a living group that stand still, are traced, or hold a connection in repair mode."""
+    if registry.start_time(root) is None:
+        return
+    for process in read_tree(root):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        if fields["State"][0] in "Tt":
+            yield process.pid, f"is in state {fields['State']}"
+        if fields["TracerPid"] != "0":
+            yield process.pid, f"is traced by {fields['TracerPid']}"
+        if " ckpt-proc " in Path(f"/proc/{process.pid}/mountinfo").read_text():
+            yield process.pid, "has a /proc of ours"
+        for file in process.files:
+            if file.kind is FileKind.SOCKET and in_repair(process.pid, file.fd):
+                yield process.pid, f"has the connection {file.fd} in repair mode"
+
+
+def in_repair(pid: int, fd: int) -> bool:
+    """Whether a descriptor is a TCP socket in repair mode."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        with socket.socket(fileno=syscalls.pidfd_getfd(pidfd, fd)) as duplicate:
+            return duplicate.getsockopt(socket.IPPROTO_TCP, _TCP_REPAIR) == 1
+    except OSError:
+        return False
+    finally:
+        os.close(pidfd)
+
+
+def is_whole(image: Path) -> bool:
+    """Whether there is an image, and every byte of it is what it should be."""
+    if not image.exists():
+        return False
+    with Reader(image) as reader:
+        reader.verify()
+    return True
+
+
+# -- the invariant -------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Survivor:
+    """The group under test, its image, and the connection that must never notice."""
+
+    group: Group
+    stream: Stream
+    image: Path
+
+    @property
+    def name(self) -> str:
+        """Its name in the registry."""
+        assert isinstance(self.group.target, str)
+        return self.group.target
+
+    @property
+    def runs(self) -> bool:
+        """Whether `ckpt ps` knows it as running."""
+        entry = registry.find(self.name)
+        return entry is not None and entry.alive
+
+    def plan(self, fault: Fault) -> dict[str, Any]:
+        """What the runner is told."""
+        return {
+            "work": fault.work,
+            "target": self.name,
+            "image": str(self.image),
+            "arguments": {**fault.arguments, **({"force": True} if fault.work == "dump" else {})},
+            "point": fault.point,
+            "passage": fault.passage,
+            "fault": fault.fault,
+        }
+
+    def check(self) -> tuple[clean.CleanAction, ...]:
+        """Clean, see that nothing is left and that the group runs or is restored; what was cleaned."""
+        announced = clean.clean(dry_run=True)
+        done = clean.clean()
+        assert clean.clean() == (), "a second clean found something"
+        assert left_behind(self.image.parent) == []
+        assert [action for action in done if not action.done] == []
+        del announced
+        if not self.runs:
+            assert is_whole(self.image), "it neither runs nor is there an image"
+            restore_group(self.image)
+            assert left_behind(self.image.parent) == []
+        self.stream.progress(100)
+        return done
