@@ -1,8 +1,8 @@
 """A PostgreSQL cluster for a test, and just enough of its protocol to hold a session open.
 
 PostgreSQL refuses to run as root, and CRIU can only dump the processes of another user where it has
-CAP_SYS_RESOURCE. Where that is missing the server runs as root all the same, and is told otherwise by a preloaded
-``geteuid``: what is to be seen, several processes with shared memory and their sessions, is the same.
+CAP_SYS_RESOURCE. Where that is missing the server runs as root all the same, and is told otherwise by the preloaded
+uid_wrapper: what is to be seen, several processes with shared memory and their sessions, is the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ USER = "postgres"
 PORT = 5432
 CAP_SYS_RESOURCE = 24
 
-_GETEUID = "#include <unistd.h>\nuid_t geteuid(void) { return %d; }\nuid_t getuid(void) { return %d; }\n"
+WRAPPER = "libuid_wrapper.so"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def cluster() -> Iterator[Cluster]:
         if has_sys_resource():
             yield Cluster([*as_user, *server])
         else:
-            yield Cluster(server, {"LD_PRELOAD": str(disguise(place, user.pw_uid))})
+            yield Cluster(server, disguise(user.pw_uid))
     finally:
         shutil.rmtree(place)
 
@@ -80,14 +80,12 @@ def has_sys_resource() -> bool:
     return found is not None and bool(int(found[1], 16) >> CAP_SYS_RESOURCE & 1)
 
 
-def disguise(place: Path, uid: int) -> Path:
-    """A library by which a program of root takes itself for one of ``uid``."""
-    require(shutil.which("cc") is not None, "neither CAP_SYS_RESOURCE nor a C compiler")
-    library = place / "disguise.so"
-    argv = ["cc", "-shared", "-fPIC", "-x", "c", "-o", str(library), "-"]
-    subprocess.run(argv, input=_GETEUID % (uid, uid), text=True, check=True)
-    library.chmod(0o755)
-    return library
+def disguise(uid: int) -> dict[str, str]:
+    """The environment in which a program of root takes itself for one of ``uid``."""
+    require(any(Path("/usr/lib").glob(f"*/{WRAPPER}")), f"neither CAP_SYS_RESOURCE nor {WRAPPER}")
+    number = str(uid)
+    ids = {"UID_WRAPPER_INITIAL_RUID": number, "UID_WRAPPER_INITIAL_EUID": number}
+    return {"LD_PRELOAD": WRAPPER, "UID_WRAPPER": "1", **ids}
 
 
 class Session:
