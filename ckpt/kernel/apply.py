@@ -204,11 +204,17 @@ class _Applier:
         try:
             self._inside.request(rtnl_routes.RTM_NEWROUTE, body, flags)
         except KernelRefusal as error:
+            if error.errno == errno.EEXIST and self._is_there(route):
+                return  # one of the kernel's own, which it makes for an address some time after it
             unreachable = error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL)
             if not gateway_was_there or not unreachable or not self._gateways(route):
                 raise
             with self._gateways_on_link(route):
                 self._inside.request(rtnl_routes.RTM_NEWROUTE, body, flags)
+
+    def _is_there(self, route: Route) -> bool:
+        now = rtnl.read_routes(self._inside, self._names(), [])
+        return not plan.difference((route,), now, only=True)[1]
 
     @staticmethod
     def _gateways(route: Route) -> list[tuple[str, str]]:
