@@ -29,7 +29,7 @@ from ckpt.errors import CkptError, ExistsError, NotFoundError, RefusedError, Rol
 from ckpt.explain import explain
 from ckpt.holding import SignalHold
 from ckpt.image import Summary, Writer, created
-from ckpt.kernel import criu, ending, host, mntns, netns, proc, rtnl, sockdiag, takedown
+from ckpt.kernel import criu, datagrams, ending, host, mntns, netns, proc, rtnl, sockdiag, takedown
 from ckpt.kernel.lock import NetworkLock
 from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group
 from ckpt.model.finding import Severity, refuse_blocked
@@ -242,6 +242,7 @@ class _Dump:
             mounts=mounts,
             files=mntns.foreign_files(self._facts.processes),
             shell_job=root.ns_sids[-1:] != (root.ns_pid,),
+            datagrams=datagrams.outside(self._facts.sockets) if self._isolated else (),
         )
 
     def _silence(self) -> NetworkLock:
@@ -308,6 +309,9 @@ class _Dump:
         _log.info("CRIU: %s", stage)
         if stage == criu.Stage.PRE_DUMP:
             self._frozen_at = time.monotonic()
+        elif stage == criu.Stage.NETWORK_LOCK:
+            self._cleanup.callback(self._reconnect)
+            datagrams.disconnect(self._notes.datagrams)
         elif stage == criu.Stage.POST_DUMP:
             self._checkpoint = self._read_frozen()
             if self._options.leave_running:
@@ -321,7 +325,12 @@ class _Dump:
                 raise
         elif stage == criu.Stage.NETWORK_UNLOCK:
             # Only where the group goes on; its sockets are about to leave repair mode, and its peers have waited.
+            self._reconnect()
             self._lock.release()
+
+    def _reconnect(self) -> None:
+        if not self._committed:
+            datagrams.reconnect(self._notes.datagrams)
 
     def _commit(self) -> None:
         self._hold.begin()

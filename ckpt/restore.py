@@ -14,6 +14,7 @@ our descriptor of it, and what was made on the host is undone. The image is only
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import secrets
@@ -31,7 +32,7 @@ from ckpt.errors import CkptError, RestoreError, StorageError, UnknownOutcomeErr
 from ckpt.explain import explain
 from ckpt.holding import SignalHold
 from ckpt.image import Reader
-from ckpt.kernel import adopter, arp, criu, criu_images, host, mntns, netns, proc, sockdiag
+from ckpt.kernel import adopter, arp, criu, criu_images, datagrams, host, mntns, netns, proc, sockdiag
 from ckpt.kernel.syscalls import PR_SET_CHILD_SUBREAPER, prctl
 from ckpt.model.checkpoint import Checkpoint, InheritedFile
 from ckpt.model.finding import Finding, refuse_blocked
@@ -284,6 +285,11 @@ class _Restore:
             raise RestoreError(
                 "what CRIU restored is not what the image holds", code="restore-differs", details="\n".join(wrong)
             )
+        pids = {one.ns_pid: one.pid for one in restored}
+        unconnected = self._checkpoint.criu.datagrams
+        missing_names = datagrams.reconnect([dataclasses.replace(one, pid=pids[one.ns_pid]) for one in unconnected])
+        for path in missing_names:
+            _log.warning("nobody listens at %s, which the group sent to", path)
 
     def _write_down(self) -> None:
         group, home = self._checkpoint.group, self._home

@@ -89,9 +89,10 @@ def _unix(facts: GroupFacts, end: OutsideEnd, holders: str) -> Iterator[Finding]
     if one is None or not one.owners:
         return
     subject = f"PID {one.owners[0].pid}, fd {one.owners[0].fd}"
-    if one.type == "dgram" and end.path and facts.isolation is Isolation.NONE:
+    by_name = end.path.startswith("/") or (end.path and facts.isolation is Isolation.NONE)
+    if one.type == "dgram" and by_name:
         # with ext_unix_sk CRIU connects it to the name again (criu/sk-unix.c); from a namespace of its own it does not
-        # see the other end: "Unix socket 1305564 without peer 1305549"
+        # see the other end: "Unix socket 1305564 without peer 1305549"; there ckpt does it (kernel.datagrams)
         yield warn(
             "unix-peer-outside",
             subject,

@@ -64,6 +64,19 @@ class InheritedFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectedDatagram:
+    """A unix datagram socket, ``fd`` of ``pid``, that was connected to a ``path`` outside of the group.
+
+    ``pid`` is the host's at the time, ``ns_pid`` the one in the innermost PID namespace.
+    """
+
+    pid: int
+    ns_pid: int
+    fd: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CriuNotes:
     """What a restore has to tell CRIU: keys of external objects, and the mount namespace to run in, if any.
 
@@ -74,6 +87,7 @@ class CriuNotes:
     mounts: tuple[Mount, ...] | None = None
     files: tuple[InheritedFile, ...] = ()
     shell_job: bool = False
+    datagrams: tuple[ConnectedDatagram, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

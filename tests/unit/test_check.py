@@ -56,6 +56,11 @@ def unix(**changes: Any) -> GroupFacts:
     return group(sockets=(dataclasses.replace(plain, **changes),), outside=(end,))
 
 
+def unnamed(facts: GroupFacts) -> GroupFacts:
+    """The same, with no name at the other end."""
+    return dataclasses.replace(facts, outside=tuple(dataclasses.replace(end, path="") for end in facts.outside))
+
+
 LEADER = (Thread(tid=71, name="a", state="Z"), Thread(tid=72, name="a", state="S"))
 SHARED_SOCKET = OutsideEnd(kind="socket", inode=500, holders=SHELL)
 INNER: dict[str, Any] = {"ns_pids": (71, 1), "ns_pgids": (71, 1)}
@@ -80,7 +85,7 @@ BLOCKS = [
     ("socket-shared", group(sockets=(socket(),), outside=(SHARED_SOCKET,))),
     ("unix-peer-outside", unix()),
     ("unix-peer-outside", unix(type="seqpacket")),
-    ("unix-peer-outside", unix(type="dgram")),
+    ("unix-peer-outside", unnamed(unix(type="dgram"))),
     (
         "terminal-outside",
         group(process(files=(file(FileKind.TTY, "/dev/pts/4", special="136:4"),)), outside=(terminal(SHELL),)),
@@ -136,6 +141,7 @@ WARNINGS = [
         ),
     ),
     ("unix-peer-outside", dataclasses.replace(unix(type="dgram"), isolation=Isolation.NONE)),
+    ("unix-peer-outside", unix(type="dgram")),
     ("terminal-outside", group(process(tty="136:4"), outside=(terminal(SHELL),))),
     ("sysv-left", group(sysv_ipc=(SysvIpc(kind="msg", key=1, id=2),))),
     ("exe-deleted", group(process(exe=dataclasses.replace(SLEEP, deleted=True)))),
