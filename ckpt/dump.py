@@ -35,6 +35,7 @@ from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group
 from ckpt.model.finding import Severity, refuse_blocked
 from ckpt.model.process import GroupFacts, Isolation, Process
 from ckpt.model.socket import Socket
+from ckpt.orphans import wait_for_end
 from ckpt.silence import scope_of, silence
 
 _log = logging.getLogger(__name__)
@@ -413,6 +414,9 @@ class _Dump:
 
     def _take_away(self) -> None:
         """Remove what the killed group had on this host; nothing of it may answer, so the lock goes with the last."""
+        # CRIU sends SIGKILL and does not wait; until a task has ended it holds its PID, its files and its namespaces.
+        for process in self._checkpoint.processes:
+            wait_for_end(process.pid, process.start_time)
         if self._isolated:
             # Explicitly: when its last process has ended a namespace is taken down some time later.
             takedown.remove_links(self._netns)

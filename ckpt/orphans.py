@@ -13,7 +13,18 @@ from ckpt.kernel import ending, proc
 from ckpt.kernel.syscalls import PR_SET_CHILD_SUBREAPER, prctl
 from ckpt.model.process import Process
 
-ZOMBIE_SECONDS = 1.0
+ZOMBIE_SECONDS = 2.0
+END_SECONDS = 10.0
+
+
+def wait_for_end(pid: int, start_time: int) -> bool:
+    """Wait until the killed task ``pid`` has ended, be it to a zombie; whether it has."""
+    deadline = time.monotonic() + END_SECONDS
+    while registry.alive(pid, start_time):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
 
 
 def are_pids_taken(processes: Sequence[Process]) -> bool:
