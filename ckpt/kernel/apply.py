@@ -23,6 +23,7 @@ from ckpt.kernel.rtnl_links import LinkReader, RawLink
 from ckpt.model.network import Address, Link, Place, Route
 
 _SETTLING = 5.0
+_CARRIERS = 1.5
 
 
 def apply(netns: int, steps: Sequence[plan.Step], undo: ExitStack) -> None:
@@ -158,7 +159,20 @@ class _Applier:
 
     # ---- what links carry -----------------------------------------------------------------------------------------
 
+    def _await_carriers(self) -> None:
+        """Wait until the kernel's worker has told IPv6 of every carrier; the routes that come of it would come later.
+
+        It looks at once at links that stand on others and within a second at all; a link that stays dormant is not
+        waited for any longer.
+        """
+        deadline = time.monotonic() + _CARRIERS
+        while any(link.unpropagated for link in rtnl_links.read_raw(self._inside).values()):
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.002)
+
     def _set_addresses(self, step: plan.SetAddresses) -> None:
+        self._await_carriers()
         now = rtnl.read_addresses(self._inside, self._names())
         extra, missing = plan.difference(step.addresses, now, only=step.only)
         for address in extra:

@@ -79,6 +79,8 @@ _FLAGS = {
     "multicast": 0x1000,
     "dynamic": 0x8000,
 }
+_IFF_RUNNING = 0x40
+_IFF_LOWER_UP = 0x10000
 _SETTABLE = sum(_FLAGS.values())
 
 _PLAIN_QDISCS = frozenset({"noqueue", "noop", "mq", "pfifo_fast"})
@@ -120,6 +122,11 @@ class RawLink:
     def up(self) -> bool:
         """Whether it is administratively up."""
         return bool(self.flags & _FLAGS["up"])
+
+    @property
+    def unpropagated(self) -> bool:
+        """Whether it is up and its carrier has changed, but its operational state has not yet followed."""
+        return self.up and bool(self.flags & _IFF_LOWER_UP) != bool(self.flags & _IFF_RUNNING)
 
     @property
     def mtu(self) -> int:
