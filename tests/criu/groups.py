@@ -102,16 +102,19 @@ class Starter:
         self.images = images
         self._unique = unique
 
-    def __call__(self, command: Sequence[str], *, addresses: Addresses | None = None, **spec: Any) -> Group:
-        """Start ``command`` with an address of each family on the segment's bridge."""
+    def __call__(
+        self, command: Sequence[str], *, addresses: Addresses | None = None, only: str | None = None, **spec: Any
+    ) -> Group:
+        """Start ``command`` with an address of each family, or with ``only`` one, on the segment's bridge."""
         addresses = addresses or self.segment.addresses()
         settings: dict[str, Any] = {
+            "name": self._unique("g"),
             "link": self.segment.bridge,
-            "addresses": tuple(addresses),
+            "addresses": tuple(addresses) if only is None else (only,),
             "environment": MINIMAL_ENVIRONMENT,
         }
         settings.update(spec)
-        entry = start_group(GroupSpec(name=self._unique("g"), command=tuple(command), **settings))
+        entry = start_group(GroupSpec(command=tuple(command), **settings))
         return Group(entry.name, addresses, self.segment, self.images)
 
     def stream_server(self, *arguments: object, **spec: Any) -> Group:
