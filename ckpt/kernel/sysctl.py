@@ -10,9 +10,9 @@ devices copy theirs, and the rest.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from ckpt.errors import NetworkError
 from ckpt.kernel.netns import create, entered
@@ -20,6 +20,8 @@ from ckpt.kernel.netns import create, entered
 _ROOT = "/proc/sys"
 _DEVICE_TREES = ("net/ipv4/conf", "net/ipv6/conf", "net/ipv4/neigh", "net/ipv6/neigh", "net/mpls/conf")
 _TEMPLATES = ("all", "default")
+
+_LONGEST = 1 << 16
 
 # Actions that look like values.
 _ACTIONS = frozenset({"net/ipv4/route/flush", "net/ipv6/route/flush"})
@@ -45,38 +47,56 @@ def is_template(key: str) -> bool:
 def read_all(netns: int) -> dict[str, str]:
     """Every sysctl that can be read and written in ``netns``."""
     with entered(netns):
-        return dict(_walk("net"))
+        return dict(_walk("net", {}))
 
 
-def _walk(directory: str) -> Iterator[tuple[str, str]]:
+def _walk(directory: str, kept: dict[str, bool]) -> Iterator[tuple[str, str]]:
+    """The keys below ``directory``; ``kept`` remembers which names of a per-device tree are read and written.
+
+    A thousand links have a hundred thousand of these files, so each costs no more than opening and reading it.
+    """
     with os.scandir(f"{_ROOT}/{directory}") as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             key = f"{directory}/{entry.name}"
             if entry.is_dir():
-                yield from _walk(key)
-            elif entry.stat().st_mode & 0o600 == 0o600 and key not in _ACTIONS:
-                value = _read(key)
-                if value is not None:
-                    yield key, value
+                yield from _walk(key, kept)
+                continue
+            parts = device_of(key)
+            alike = f"{parts[0]}//{parts[2]}" if parts and parts[1] not in _TEMPLATES else key
+            if alike not in kept:
+                kept[alike] = entry.stat().st_mode & 0o600 == 0o600 and key not in _ACTIONS
+            if kept[alike] and (value := _read(key)) is not None:
+                yield key, value
 
 
 def _read(key: str) -> str | None:
     """The value; None for one that has none yet (an unset ``stable_secret`` gives EIO) or has just gone."""
     try:
-        return Path(_ROOT, key).read_text("ascii", "surrogateescape").rstrip("\n")
+        fd = os.open(f"{_ROOT}/{key}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        return os.read(fd, _LONGEST).decode("ascii", "surrogateescape").rstrip("\n")
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
 
 
 def read_changed(netns: int, mtus: Mapping[str, int]) -> dict[str, str]:
     """What of ``netns`` differs from an untouched namespace, as ``Network.sysctls`` describes it."""
+    untouched, values = _untouched(), read_all(netns)
+    return {key: value for key, value in values.items() if _kept(key, value, values, untouched, mtus)}
+
+
+@functools.cache
+def _untouched() -> Mapping[str, str]:
+    """The sysctls of a namespace that nobody has touched; read once, since a group may be frozen meanwhile."""
     pristine = create()
     try:
-        untouched = read_all(pristine)
+        return read_all(pristine)
     finally:
         os.close(pristine)
-    values = read_all(netns)
-    return {key: value for key, value in values.items() if _kept(key, value, values, untouched, mtus)}
 
 
 def _kept(

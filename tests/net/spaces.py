@@ -181,6 +181,12 @@ def _clean(value: Any) -> Any:
     return value
 
 
+def assert_equal(one: Any, other: Any) -> None:
+    """Both are equal; a failure names every difference."""
+    different = differences(one, other)
+    assert not different, "\n".join(different)
+
+
 def differences(one: Any, other: Any, place: str = "") -> list[str]:
     """Where two structures differ, each difference as one line: a failed test then says what."""
     if is_dataclass(one) and not isinstance(one, type) and is_dataclass(other) and not isinstance(other, type):
@@ -191,4 +197,7 @@ def differences(one: Any, other: Any, place: str = "") -> list[str]:
     if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
         pairs = enumerate(zip(one, other, strict=True))
         return [line for number, (a, b) in pairs for line in differences(a, b, f"{place}/{number}")]
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        only = [f"only in the one: {item}" for item in one if item not in other]
+        return [f"{place} {line}" for line in (*only, *(f"only in the other: {i}" for i in other if i not in one))]
     return [] if one == other else [f"{place}: {one!r} != {other!r}"]

@@ -14,7 +14,7 @@ from ckpt.kernel import apply, conntrack, netns, nft, rtnl, sysctl
 from ckpt.model.network import Network
 from ckpt.plan import cannot_travel, plan_network
 from tests.net import spaces
-from tests.net.spaces import comparable, differences, fresh, restored, settle, shell
+from tests.net.spaces import comparable, fresh, restored, settle, shell
 
 LINKS = {
     "veth-outside": "ip link set eth0 mtu 1400 address 02:11:22:33:44:55 txqueuelen 77 group 5 alias 'a \"b\" $c'",
@@ -131,7 +131,7 @@ def test_copy_of_links_is_equal(group: int, kind: str) -> None:
     shell(LINKS[kind], group)
     with copied(group) as (network, copy):
         assert cannot_travel(network) == ()
-        assert differences(comparable(rtnl.read_network(copy)), comparable(network)) == []
+        spaces.assert_equal(comparable(rtnl.read_network(copy)), comparable(network))
 
 
 @pytest.mark.parametrize("what", CARRIED)
@@ -139,7 +139,7 @@ def test_copy_of_what_links_carry_is_equal(group: int, what: str) -> None:
     shell(CARRIED[what], group)
     with copied(group) as (network, copy):
         assert cannot_travel(network) == ()
-        assert differences(comparable(rtnl.read_network(copy)), comparable(network)) == []
+        spaces.assert_equal(comparable(rtnl.read_network(copy)), comparable(network))
 
 
 @pytest.mark.parametrize("what", ["routes-4", "routes-6", "rules", "neighbours", "nftables", "addresses-4"])
@@ -148,7 +148,7 @@ def test_copy_looks_equal_to_other_tools(group: int, what: str) -> None:
     settle(group)
     before = spaces.shown(group)
     with copied(group) as (_, copy):
-        assert spaces.differences(spaces.shown(copy), before) == []
+        spaces.assert_equal(spaces.shown(copy), before)
 
 
 def test_copy_of_all_at_once_looks_equal_to_other_tools(group: int) -> None:
@@ -159,8 +159,8 @@ def test_copy_of_all_at_once_looks_equal_to_other_tools(group: int) -> None:
     settle(group)
     before = spaces.shown(group)
     with copied(group) as (network, copy):
-        assert spaces.differences(spaces.shown(copy), before) == []
-        assert differences(comparable(rtnl.read_network(copy)), comparable(network)) == []
+        spaces.assert_equal(spaces.shown(copy), before)
+        spaces.assert_equal(comparable(rtnl.read_network(copy)), comparable(network))
 
 
 def test_copy_keeps_the_outside_end_of_a_veth(group: int) -> None:
@@ -185,7 +185,7 @@ def test_copy_of_macvlan_on_the_host_is_equal(host: int) -> None:
         # The kernel tears a namespace down some time after its last descriptor; until then the MAC is taken.
         shell("ip link del mv0", space)
     with restored(network) as copy:
-        assert differences(comparable(rtnl.read_network(copy)), comparable(network)) == []
+        spaces.assert_equal(comparable(rtnl.read_network(copy)), comparable(network))
 
 
 def test_restored_addresses_are_never_tentative(group: int) -> None:
@@ -230,7 +230,7 @@ def test_apply_undone_leaves_the_host_as_it_was(host: int, group: int) -> None:
     with fresh() as space, ExitStack() as undo:
         apply.apply(space, plan_network(network, rtnl.read_network(space)), undo)
     settle(host)
-    assert differences(everything(host), before) == []
+    spaces.assert_equal(everything(host), before)
 
 
 def test_apply_refused_names_object_and_kernels_words(host: int) -> None:
