@@ -49,8 +49,6 @@ IMAGES = Path("/var/lib/ckpt")
 NETNS_KEY = "ckpt-netns"
 """The key under which CRIU's images name the group's network namespace, which is not in them."""
 
-_NOT_OURS = ("criu.log", "stats-dump")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DumpReport:
@@ -199,7 +197,7 @@ class _Dump:
         self._netns = netns.open_of(self._root) if self._isolated else netns.open_own()
         self._cleanup.callback(os.close, self._netns)
         self._host = host.read_host(criu.version(self._program))
-        self._images = self._make_images_directory()
+        self._make_directories()
         self._notes = self._take_notes()
         self._lock = self._silence()
         _log.info("network locked: %s", ", ".join(self._lock.names))
@@ -220,17 +218,21 @@ class _Dump:
 
     # -- before the freeze ---------------------------------------------------------------------------------------
 
-    def _make_images_directory(self) -> Path:
-        directory = self._path.with_name(f".{self._path.name}.criu-{secrets.token_hex(4)}")
-        self._operation.note(directories=[str(directory)], task=self._root, task_start_time=self._start_time())
-        try:
-            directory.mkdir(mode=0o700)
-        except OSError as error:
-            raise StorageError(
-                f"cannot write in {self._path.parent}", code="storage-write", details=os.strerror(error.errno or 0)
-            ) from error
-        self._cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
-        return directory
+    def _make_directories(self) -> None:
+        """One for CRIU's images beside the image of ours, one for its log elsewhere: a full disk is to be told of."""
+        mark = f"criu-{secrets.token_hex(4)}"
+        self._images = self._path.with_name(f".{self._path.name}.{mark}")
+        self._work = registry.state_dir() / f".{self._operation.id}.{mark}"
+        directories = [str(self._images), str(self._work)]
+        self._operation.note(directories=directories, task=self._root, task_start_time=self._start_time())
+        for directory in (self._images, self._work):
+            try:
+                directory.mkdir(mode=0o700)
+            except OSError as error:
+                raise StorageError(
+                    f"cannot write in {directory.parent}", code="storage-write", details=os.strerror(error.errno or 0)
+                ) from error
+            self._cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
 
     def _start_time(self) -> int:
         return self._facts.processes[0].start_time
@@ -276,7 +278,8 @@ class _Dump:
                 launch = criu.Launch(wrapper=("nsenter", f"--mount=/proc/{self._root}/ns/mnt", "--"))
                 if any(mount.kind == "proc" for mount in self._notes.mounts):
                     stack.enter_context(mntns.hosts_proc(self._root))
-            request = criu.dump_request(self._program, {"images_dir_fd": images, **self._criu_options()})
+            places = {"images_dir_fd": images, "work_dir_fd": stack.enter_context(criu.images_directory(self._work))}
+            request = criu.dump_request(self._program, {**places, **self._criu_options()})
             self._swrk = stack.enter_context(criu.Swrk(self._program, launch))
             self._swrk.request(request, self._notify)
 
@@ -380,7 +383,7 @@ class _Dump:
 
     def _write_image(self, checkpoint: Checkpoint, still: Callable[[], None] = lambda: None) -> Summary:
         """Write the image; ``still`` raises, before it gets its name, when the group is not what it was."""
-        files = sorted(path for path in self._images.iterdir() if path.name not in _NOT_OURS)
+        files = sorted(self._images.iterdir())
         total = sum(path.stat().st_size for path in files)
         done = 0
         with (
@@ -407,7 +410,7 @@ class _Dump:
         if not isinstance(error, criu.CriuError):
             error.details = "\n".join(filter(None, [error.details, f"{self._name} runs on as it was"]))
             return error
-        why = explain(error, self._images, self._operation)
+        why = explain(error, self._work, self._operation)
         return RolledBackError(
             f"{self._name} could not be dumped, and runs on", code=why.code, details=why.details, hint=why.hint
         )

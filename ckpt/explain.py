@@ -21,9 +21,9 @@ class Explanation:
     hint: str | None
 
 
-def explain(error: criu.CriuError, images: Path, operation: registry.Operation) -> Explanation:
-    """What ``error`` was about, by the log that CRIU left in ``images``; the log is kept for a closer look."""
-    log = images / criu.LOG_NAME
+def explain(error: criu.CriuError, place: Path, operation: registry.Operation) -> Explanation:
+    """What ``error`` was about, by the log that CRIU left in ``place``; the log is kept for a closer look."""
+    log = place / criu.LOG_NAME
     kept = registry.state_dir() / "logs" / f"{operation.id}.log"
     try:
         text = log.read_text(errors="replace")

@@ -305,9 +305,10 @@ def _set_field(message: Any, name: str, value: Any) -> None:
 
 @contextlib.contextmanager
 def images_directory(path: Path) -> Iterator[int]:
-    """An open descriptor of a directory for CRIU images.
+    """An open descriptor of a directory for CRIU images, or for its log.
 
-    CRIU resolves ``images_dir_fd`` through /proc/<our PID>/fd, so the number is ours and stays open for the request.
+    CRIU resolves ``images_dir_fd`` and ``work_dir_fd`` through /proc/<our PID>/fd, so the number is ours and stays open
+    for the request.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
