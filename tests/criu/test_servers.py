@@ -124,6 +124,57 @@ def test_redis_away_while_keepalive_and_commands_go_unanswered(redis: Group) -> 
     knocking.close()
 
 
+def test_redis_new_connections_all_the_time_none_is_refused(redis: Group, stack: ExitStack) -> None:
+    """Connections are made, used and closed while the group is dumped and restored: each is answered in the end."""
+    knockers = [stack.enter_context(Knocker(redis)) for _ in range(3)]
+    for _ in range(3):
+        for knocker in knockers:
+            knocker.progress(20)
+        redis.round_trip()
+    for knocker in knockers:
+        knocker.progress(20)
+
+
+class Knocker:
+    """Makes connections to a redis one after the other; each asks one question."""
+
+    def __init__(self, group: Group) -> None:
+        self.count = 0
+        self._group = group
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="knocker")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def progress(self, count: int) -> None:
+        """Wait for so many more answers."""
+        wanted = self.count + count
+        wait_for(lambda: self.count >= wanted or self._failure, f"{count} more connections are answered")
+        assert self._failure is None, f"after {self.count} connections: {self._failure!r}"
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.wait(0.003):
+                address = self._group.addresses.v4
+                with self._group.segment.socket(address, socket.SOCK_STREAM) as connection:
+                    connection.settimeout(20)
+                    connection.connect((address, 6379))
+                    connection.sendall(b"PING\r\n")
+                    assert connection.recv(REPLY_MAXIMUM) == b"+PONG\r\n"
+                    self.count += 1
+        except BaseException as error:
+            self._failure = error
+
+
 def keepalive_probes(connection: socket.socket) -> int:
     """How many probes are unanswered: tcpi_probes of struct tcp_info."""
     return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 4)[3]
