@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ckpt.clean import clean as clean_host
+    from ckpt.diff import diff as diff_checkpoints
     from ckpt.dump import dump_group
     from ckpt.errors import CkptError
+    from ckpt.live import read_checkpoint
     from ckpt.model.finding import Finding
     from ckpt.model.groupspec import GroupSpec
     from ckpt.registry import GroupEntry
@@ -30,9 +32,11 @@ __all__ = [
     "GroupSpec",
     "__version__",
     "clean_host",
+    "diff_checkpoints",
     "dump_group",
     "group",
     "groups",
+    "read_checkpoint",
     "restore_group",
     "run_group",
     "start_group",
@@ -48,10 +52,12 @@ _HOMES = {
     "GroupSpec": ("ckpt.model.groupspec", "GroupSpec"),
     "group": ("ckpt.registry", "get"),
     "groups": ("ckpt.registry", "entries"),
+    "read_checkpoint": ("ckpt.live", "read_checkpoint"),
     "restore_group": ("ckpt.restore", "restore_group"),
     "run_group": ("ckpt.run", "run_group"),
     "start_group": ("ckpt.run", "start_group"),
     "clean_host": ("ckpt.clean", "clean"),
+    "diff_checkpoints": ("ckpt.diff", "diff"),
     "dump_group": ("ckpt.dump", "dump_group"),
     "stop_group": ("ckpt.stop", "stop_group"),
 }

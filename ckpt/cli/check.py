@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ckpt.cli import render
-from ckpt.cli.options import Target, common, require_root, settings
+from ckpt.cli.options import Target, common, is_image, require_root, settings
 from ckpt.errors import NotFoundError, RefusedError
 from ckpt.model.finding import Finding, Severity, blocking
 
@@ -23,21 +23,12 @@ def command(target: str | int | None) -> None:
     """
     if target is None:
         _show(_host(), "this host")
-    elif isinstance(target, str) and _is_image(target):
+    elif isinstance(target, str) and is_image(target):
         require_root("ckpt check IMAGE")
         _show(_image(Path(target)), target)
     else:
         require_root("ckpt check PID|NAME")
         _show(_group(target), str(target))
-
-
-def _is_image(target: str) -> bool:
-    """A word with a slash or a suffix of ours, or a file's name that is no group's, is an image."""
-    from ckpt import registry
-
-    if "/" in target or target.endswith(".ckpt"):
-        return True
-    return Path(target).exists() and registry.find(target) is None
 
 
 def _host() -> Sequence[Finding]:

@@ -34,6 +34,7 @@ COMMANDS = (
     "restore",
     "inspect",
     "verify",
+    "diff",
     "check",
     "clean",
 )

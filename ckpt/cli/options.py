@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -85,6 +86,15 @@ class Target(click.ParamType[str | int]):
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> str | int:
         # isdecimal alone takes other scripts' digits too.
         return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
+
+
+def is_image(target: str) -> bool:
+    """A word with a slash or a suffix of ours, or a file's name that is no group's, is an image."""
+    from ckpt import registry
+
+    if "/" in target or target.endswith(".ckpt"):
+        return True
+    return Path(target).exists() and registry.find(target) is None
 
 
 def require_root(what: str) -> None:

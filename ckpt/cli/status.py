@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from ckpt import errors
 
+DIFFERENT = 14
+"""What ``ckpt diff`` ends with when there are differences: no failure, and no other command's."""
+
 SIGNALS = "128+N: ended by signal N (of `ckpt run --wait` and `ckpt exec`: the command was)"
 
 
@@ -20,6 +23,7 @@ def _meaning(kind: type[errors.CkptError]) -> str:
 
 def epilog() -> str:
     """The table as the last words of ``ckpt --help``."""
-    lines = ["Exit statuses:", "0: done", *(f"{status}: {meaning}" for status, _, meaning in table()), SIGNALS]
+    failures = (f"{status}: {meaning}" for status, _, meaning in table())
+    lines = ["Exit statuses:", "0: done", *failures, f"{DIFFERENT}: `ckpt diff` found differences", SIGNALS]
     # \b keeps click from rewrapping the paragraph.
     return "\b\n" + "\n".join(f"  {line}" if place else line for place, line in enumerate(lines))

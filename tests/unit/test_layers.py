@@ -18,7 +18,7 @@ PACKAGE = Path(ckpt.__file__).parent
 
 # A module's layer is the first part of its name below ckpt. `engine` stands for every top-level module that is not
 # named here: it reads like prose and may use everything but the command line.
-LAYERS = {"cli", "image", "kernel", "model", "errors", "plan", "check", "revalidate"}
+LAYERS = {"cli", "image", "kernel", "model", "errors", "plan", "diff", "check", "revalidate"}
 PURE = {"errors", "model"}
 ALLOWED = {
     "errors": set(),
@@ -26,6 +26,7 @@ ALLOWED = {
     "image": PURE,
     "kernel": PURE | {"plan"},  # kernel.apply carries out the plan's steps
     "plan": PURE,
+    "diff": PURE,
     "check": PURE,
     "revalidate": PURE | {"check"},
     "engine": LAYERS - {"cli"},

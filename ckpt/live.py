@@ -1,0 +1,87 @@
+"""A group, an image or a process tree as a checkpoint: what `diff` compares.
+
+A live group is read as a dump reads it, but without a freeze or a lock: it notices nothing, and it may change while
+it is read. The network is read as of one moment, the processes and the sockets one after the other.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ckpt import sections
+from ckpt.dump import NETNS_KEY, find_root
+from ckpt.errors import CkptError, RefusedError
+from ckpt.image import Reader
+from ckpt.kernel import criu, host, mntns, netns, proc, rtnl, takedown
+from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group
+from ckpt.model.network import Network
+from ckpt.model.process import GroupFacts, Isolation
+from ckpt.registry import GroupEntry
+
+
+def read_checkpoint(target: str | int | Path, criu_path: str | None = None) -> Checkpoint:
+    """The image at a Path, the live group of a name, or the live process tree below a PID.
+
+    Raises what is said of a missing or damaged image, a missing group, and a network that never stands still.
+    """
+    if isinstance(target, Path):
+        with Reader(target, known=sections.KNOWN) as reader:
+            return sections.read(reader)
+    entry, root = find_root(target)
+    facts = proc.read_group(root)
+    isolated = facts.isolation is Isolation.NETNS
+    return Checkpoint(
+        group=_group(target, entry, facts),
+        source=host.read_host(_criu_version(criu_path)),
+        processes=facts.processes,
+        sockets=facts.sockets,
+        network=_network(root) if isolated else None,
+        criu=_notes(facts),
+    )
+
+
+def _group(target: str | int, entry: GroupEntry | None, facts: GroupFacts) -> Group:
+    root = facts.processes[0]
+    pins = map(Path, facts.netns_pins)
+    return Group(
+        name=entry.name if entry else str(target),
+        isolation=facts.isolation,
+        root_pid=facts.root,
+        pid_namespace=facts.root_is_init,
+        command=entry.command if entry else root.cmdline,
+        log=entry.log if entry else None,
+        netns_names=tuple(pin.name for pin in pins if pin.parent.resolve() == takedown.NETNS_NAMES),
+        bridge_made=bool(entry and entry.bridge_made),
+        connections=sum(socket.holds_connection for socket in facts.sockets),
+    )
+
+
+def _network(root: int) -> Network:
+    space = netns.open_of(root)
+    try:
+        return rtnl.read_network(space)
+    finally:
+        os.close(space)
+
+
+def _notes(facts: GroupFacts) -> CriuNotes:
+    root = facts.processes[0]
+    try:
+        mounts = mntns.read_mounts(facts.root)
+    except RefusedError:
+        mounts = None  # it could not be dumped; it can be looked at
+    return CriuNotes(
+        netns_key=NETNS_KEY if facts.isolation is Isolation.NETNS else None,
+        mounts=mounts,
+        files=mntns.foreign_files(facts.processes),
+        shell_job=root.ns_sids[-1:] != (root.ns_pid,),
+    )
+
+
+def _criu_version(criu_path: str | None) -> tuple[int, ...]:
+    """That of the CRIU here; nothing where there is none, as none is needed to look at a group."""
+    try:
+        return criu.version(criu.find(criu_path))
+    except CkptError:
+        return ()
