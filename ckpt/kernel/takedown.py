@@ -44,33 +44,36 @@ def remove_links(netns: int) -> tuple[str, ...]:
 def unpin(names: Sequence[str]) -> None:
     """Take the names of ``ip netns`` away from a namespace; harmless where they are gone."""
     for name in names:
-        path = NETNS_NAMES / name
-        with contextlib.suppress(OSError):
-            syscalls.umount2(str(path), syscalls.MNT_DETACH)
-        with contextlib.suppress(OSError):
-            path.unlink()
+        let_go(NETNS_NAMES / name)
 
 
 def pin(netns: int, name: str) -> None:
-    """Give ``netns`` a name of ``ip netns``. Raises NetworkError (`netns-name-taken`)."""
+    """Give ``netns`` a name of ``ip netns``. Raises FileExistsError when it is taken."""
     NETNS_NAMES.mkdir(mode=0o755, parents=True, exist_ok=True)
-    path = NETNS_NAMES / name
-    try:
-        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
-    except FileExistsError as error:
-        raise NetworkError(
-            f"the network namespace cannot be named {name}",
-            code="netns-name-taken",
-            details=f"{path} is there",
-            hint=f"`ip netns delete {name}`, if nobody needs it",
-        ) from error
+    keep_alive(netns, NETNS_NAMES / name)
+
+
+def keep_alive(netns: int, path: Path) -> None:
+    """Keep ``netns``, with all that is in it, beyond its last process and ours: bind it to the new file ``path``.
+
+    A namespace must not be left to die with links in it, however well it is locked: the kernel takes its nft hooks
+    away some milliseconds before the links (nf_tables_pre_exit_net), and answers in between. So before the links are
+    removed one by one something has to hold it that does not die with ckpt.
+    """
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
     try:
         syscalls.mount(f"/proc/self/fd/{netns}", str(path), "", syscalls.MS_BIND)
-    except OSError as error:
+    except OSError:
         path.unlink()
-        raise NetworkError(
-            f"the network namespace cannot be named {name}", code="netns-name", details=str(error)
-        ) from error
+        raise
+
+
+def let_go(path: Path) -> None:
+    """Undo ``keep_alive``; harmless where that was not done."""
+    with contextlib.suppress(OSError):
+        syscalls.umount2(str(path), syscalls.MNT_DETACH)
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def in_repair(processes: Sequence[Process]) -> bool:
