@@ -48,7 +48,7 @@ def unpin(names: Sequence[str]) -> None:
 
 
 def pin(netns: int, name: str) -> None:
-    """Give ``netns`` a name of ``ip netns``. Raises FileExistsError when it is taken."""
+    """Give ``netns`` a name of ``ip netns``. Raises NetworkError (`netns-name-taken`)."""
     NETNS_NAMES.mkdir(mode=0o755, parents=True, exist_ok=True)
     keep_alive(netns, NETNS_NAMES / name)
 
@@ -59,13 +59,24 @@ def keep_alive(netns: int, path: Path) -> None:
     A namespace must not be left to die with links in it, however well it is locked: the kernel takes its nft hooks
     away some milliseconds before the links (nf_tables_pre_exit_net), and answers in between. So before the links are
     removed one by one something has to hold it that does not die with ckpt.
+    Raises NetworkError (`netns-name-taken`, `netns-name`).
     """
-    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
+    except FileExistsError as error:
+        raise NetworkError(
+            f"the network namespace cannot be named {path.name}",
+            code="netns-name-taken",
+            details=f"{path} is there",
+            hint=f"`ip netns delete {path.name}`, if nobody needs it",
+        ) from error
     try:
         syscalls.mount(f"/proc/self/fd/{netns}", str(path), "", syscalls.MS_BIND)
-    except OSError:
+    except OSError as error:
         path.unlink()
-        raise
+        raise NetworkError(
+            f"the network namespace cannot be named {path.name}", code="netns-name", details=str(error)
+        ) from error
 
 
 def let_go(path: Path) -> None:
