@@ -6,12 +6,13 @@ The two functions are mirrors. What CRIU wrote is not here: those are files of t
 from __future__ import annotations
 
 from ckpt.image import Reader, Writer
-from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group, Processes, Sockets
+from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group, NestedNetwork, NestedNetworks, Processes, Sockets
 from ckpt.model.host import HostFacts
 from ckpt.model.network import Network
 
-KNOWN = ("group", "source", "criu", "processes", "sockets", "network")
-"""All sections of this version; `network` is missing where the group lives in the host's namespace."""
+KNOWN = ("group", "source", "criu", "processes", "sockets", "network", "nested-networks")
+"""All sections of this version. `network` is missing where the group lives in the host's namespace, and
+`nested-networks` where it lives in one only."""
 
 
 def write(writer: Writer, checkpoint: Checkpoint) -> None:
@@ -23,6 +24,8 @@ def write(writer: Writer, checkpoint: Checkpoint) -> None:
     writer.section("sockets", Sockets(sockets=checkpoint.sockets))
     if checkpoint.network is not None:
         writer.section("network", checkpoint.network)
+    if checkpoint.nested:
+        writer.section("nested-networks", NestedNetworks(networks=checkpoint.nested))
 
 
 def read(reader: Reader) -> Checkpoint:
@@ -34,4 +37,10 @@ def read(reader: Reader) -> Checkpoint:
         processes=reader.section("processes", Processes).processes,
         sockets=reader.section("sockets", Sockets).sockets,
         network=reader.section("network", Network) if "network" in reader.sections else None,
+        nested=_nested(reader),
     )
+
+
+def _nested(reader: Reader) -> tuple[NestedNetwork, ...]:
+    found = "nested-networks" in reader.sections
+    return reader.section("nested-networks", NestedNetworks).networks if found else ()

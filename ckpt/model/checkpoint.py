@@ -1,8 +1,9 @@
 """What an image says beside CRIU's own files: one record for each of its sections.
 
 `group` names what was dumped and how it was set up, `source` the host it comes from, `processes` and `sockets` what
-the group consisted of while it was frozen, `network` its namespace, and `criu` what a restore has to tell CRIU. They
-are read before anything is touched, and they suffice to explain the image to a reader who has no CRIU.
+the group consisted of while it was frozen, `network` its namespace, `nested-networks` those that it has beside, and
+`criu` what a restore has to tell CRIU. They are read before anything is touched, and they suffice to explain the image
+to a reader who has no CRIU.
 """
 
 from __future__ import annotations
@@ -105,6 +106,28 @@ class Sockets:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NestedNetwork:
+    """A network namespace of the group that is not its root task's.
+
+    ``key`` is what CRIU's images name it by, and what links of the group's other namespaces say that lead into it
+    (`Counterpart.netns`; the root task's has `CriuNotes.netns_key`). ``inode`` is its number on the source, by which
+    processes and sockets name it, ``netns_names`` what ``ip netns`` knew it by.
+    """
+
+    key: str
+    inode: int
+    netns_names: tuple[str, ...] = ()
+    network: Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NestedNetworks:
+    """The section `nested-networks`; a group that lives in one namespace has none."""
+
+    networks: tuple[NestedNetwork, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """All of an image but CRIU's own files. ``network`` is None for a group in the host's namespace."""
 
@@ -114,3 +137,4 @@ class Checkpoint:
     sockets: tuple[Socket, ...]
     network: Network | None
     criu: CriuNotes
+    nested: tuple[NestedNetwork, ...] = ()

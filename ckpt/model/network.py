@@ -61,7 +61,8 @@ class Counterpart:
     """What a link's IFLA_LINK names: the peer of a veth, or the lower link of a vlan or macvlan.
 
     For one in the namespace itself only the name and index matter. For one in the caller's namespace the rest says
-    how it stood there; ``master`` is the bridge it was a port of. For one elsewhere, only ``ifindex`` is known.
+    how it stood there; ``master`` is the bridge it was a port of. One elsewhere is in the group's network namespace
+    with the key ``netns``, or in none of the group's, and then only ``ifindex`` is known.
     """
 
     place: Place = Place.CALLER
@@ -77,6 +78,7 @@ class Counterpart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
+    netns: str = ""
     """One link. ``kind`` is netlink's, ``loopback`` for lo, and empty for a physical one.
 
     ``ifindex`` 0, ``mac`` None, ``mtu`` 0 and ``txqlen`` -1 let the kernel choose. ``flags`` are those that can be set:

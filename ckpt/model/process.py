@@ -236,6 +236,23 @@ class SysvIpc:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NestedNetns:
+    """A network namespace that tasks of the group live in, but not its root task.
+
+    ``pid`` is one of these tasks. ``sharers``, ``pins``, ``accept_queue``, ``orphans`` and ``congestion`` are of it
+    what ``GroupFacts`` says of the root task's.
+    """
+
+    inode: int
+    pid: int
+    sharers: tuple[Holder, ...] = ()
+    pins: tuple[str, ...] = ()
+    accept_queue: int = 0
+    orphans: tuple[Socket, ...] = ()
+    congestion: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GroupFacts:
     """All that ``check`` needs to say whether a group can be dumped.
 
@@ -243,7 +260,9 @@ class GroupFacts:
     not of the group, ``netns_pins`` the mounts that keep it (``/run/netns/NAME``). ``accept_queue`` counts the
     connections that wait in accept queues or are half open there; ``orphans`` are its connections that a program has
     closed and that still have data or a FIN to deliver; ``congestion`` is the algorithm that new sockets get there.
-    ``stuck`` are the group's threads that were in uninterruptible sleep each time they were looked at.
+    ``stuck`` are the group's threads that were in uninterruptible sleep each time they were looked at. ``nested`` are
+    the other network namespaces of the group, in the order of their first task; none where the root task's is the
+    host's.
     """
 
     root: int
@@ -266,6 +285,7 @@ class GroupFacts:
     orphans: tuple[Socket, ...] = ()
     congestion: str | None = None
     stuck: tuple[Holder, ...] = ()
+    nested: tuple[NestedNetns, ...] = ()
 
     @property
     def pids(self) -> frozenset[int]:
