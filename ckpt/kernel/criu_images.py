@@ -7,6 +7,7 @@ codec is loaded only when there is something to amend, because loading it takes 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ FILES = "files.img"
 def amend(criu: Criu, path: Path, change: Callable[[dict[str, Any]], bool]) -> int:
     """Let ``change`` edit the entries of the CRIU image at ``path``; how many of them it said it has changed."""
     images = criu.pycriu("images")
-    with path.open("rb") as source:
-        content = images.load(source)
-    changed = sum(change(entry) for entry in content["entries"])
-    if changed:
-        with path.open("r+b") as target:
-            target.truncate()
-            images.dump(content, target)
+    with warnings.catch_warnings():
+        # pycriu asks protobuf for labels in a way that newer ones call deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with path.open("rb") as source:
+            content = images.load(source)
+        changed = sum(change(entry) for entry in content["entries"])
+        if changed:
+            with path.open("r+b") as target:
+                target.truncate()
+                images.dump(content, target)
     return changed
 
 
