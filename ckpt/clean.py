@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -103,10 +103,8 @@ class _Search:
         for work, pids in self._crius:
             reason = f"still undoes the {_what(work)}; clean again when it has ended"
             yield _Found("CRIU", f"PID {', '.join(map(str, pids))}", reason, None, stays=True)
-        noted = {name for work in self._dead for name in work.texts("lock_tables")}
-        with remains.locked_namespaces(noted) as namespaces:
-            for work in self._dead:
-                yield from self._operation(work, namespaces)
+        for work in self._dead:
+            yield from self._operation(work)
         yield from self._locks_of_groups()
         yield from self._locks_of_the_host()
         yield from self._groups()
@@ -115,12 +113,11 @@ class _Search:
 
     # -- what the notes of dead ckpts name -------------------------------------------------------------------------
 
-    def _operation(self, work: OperationEntry, namespaces: Collection[remains.LockedNamespace]) -> Iterator[_Found]:
+    def _operation(self, work: OperationEntry) -> Iterator[_Found]:
         what = _what(work)
         yield from self._task(work, what)
-        for namespace in namespaces:
-            if set(namespace.locks) & set(work.texts("lock_tables")):
-                yield from self._namespace(namespace, what)
+        for pin in map(Path, work.texts("netns_pin")):
+            yield from self._namespace(work, pin, what)
         for directory in _directories(work):
             yield from self._unfinished_images(directory, what)
             if directory.is_dir():
@@ -130,9 +127,6 @@ class _Search:
         for ifname in work.texts("links"):
             if ifname in self._links - used:
                 yield _Found("link", ifname, what, partial(outside.delete, ifname))
-        for name in work.texts("netns_names"):
-            if remains.is_empty_pin(takedown.NETNS_NAMES / name):
-                yield _Found("name", name, f"of no namespace: {what}", partial(takedown.unpin, [name]))
         yield _Found("note", work.id, what, partial(registry.forget, work.id))
 
     def _task(self, work: OperationEntry, what: str) -> Iterator[_Found]:
@@ -149,17 +143,22 @@ class _Search:
             if remains.is_covered(pid):
                 yield _Found("mount", f"/proc of PID {pid}", what, partial(mntns.uncover, pid))
 
-    def _namespace(self, namespace: remains.LockedNamespace, what: str) -> Iterator[_Found]:
-        """A namespace that a dead ckpt had locked, and in which no group lives: it goes as it would have gone."""
+    def _namespace(self, work: OperationEntry, pin: Path, what: str) -> Iterator[_Found]:
+        """The namespace that a dead ckpt has kept alive: unless a group lives in it, it goes as it would have gone."""
+        inode = remains.netns_of_pin(pin)
+        pids = remains.pids_in(inode) if inode is not None else ()
         groups = {entry.pid for entry in self._entries if entry.alive}
         groups |= {pid for work in (*self._dead, *self._living) if (pid := _living_task(work)) is not None}
-        if groups & set(namespace.pids):
-            return
-        for pid in namespace.pids:
-            yield _Found("process", f"PID {pid}", f"half restored: {what}", partial(ending.end_tree, pid, timeout=0))
-        for name in namespace.pins:
-            # Its links go first: the kernel takes a namespace down some time after its name.
-            yield _Found("namespace", name, what, partial(_take_down, name))
+        dead = inode is not None and not groups & set(pids)
+        if dead:
+            for pid in pids if work.kind == "restore" else ():
+                end = partial(ending.end_tree, pid, timeout=0)
+                yield _Found("process", f"PID {pid}", f"half restored: {what}", end)
+            for name in work.texts("netns_names"):
+                if remains.netns_of_pin(takedown.NETNS_NAMES / name) == inode:
+                    yield _Found("namespace", name, what, partial(takedown.unpin, [name]))
+        if pin.exists():
+            yield _Found("namespace", str(pin), what, partial(_take_down if dead else takedown.let_go, pin))
 
     def _unfinished_images(self, directory: Path, what: str) -> Iterator[_Found]:
         """The unfinished image beside a directory of CRIU's files: both carry the image's name."""
@@ -269,7 +268,7 @@ def _locks_of(pid: int, why: str) -> Iterator[_Found]:
     except CkptError:
         return
     try:
-        if not remains.is_in(namespace, os.getpid()):
+        if not remains.is_in_ours(pid):
             for name in lock.find(namespace):
                 yield _Found("lock", f"{name} (PID {pid})", why, partial(_unlock, pid, name))
     finally:
@@ -284,13 +283,14 @@ def _unlock(pid: int, name: str) -> None:
         os.close(namespace)
 
 
-def _take_down(name: str) -> None:
-    namespace = os.open(takedown.NETNS_NAMES / name, os.O_RDONLY | os.O_CLOEXEC)
+def _take_down(pin: Path) -> None:
+    """End a namespace: its links first, or it would answer while the kernel takes it down."""
+    namespace = os.open(pin, os.O_RDONLY | os.O_CLOEXEC)
     try:
         takedown.remove_links(namespace)
     finally:
         os.close(namespace)
-    takedown.unpin([name])
+    takedown.let_go(pin)
 
 
 def _is_image(path: Path, wanted: str | None = None) -> bool:

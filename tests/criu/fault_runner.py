@@ -25,11 +25,12 @@ from typing import Any
 from ckpt import dump, restore
 from ckpt.cli import main as cli
 from ckpt.errors import CkptError
-from ckpt.kernel import criu
+from ckpt.kernel import criu, host
 from ckpt.kernel.proc import children
 
 # A test need not wait for the later announcements.
 restore.ANNOUNCE_AFTER = restore.ANNOUNCE_AFTER[:1]  # type: ignore[assignment]
+host.PROBE_SECONDS = 0.05
 
 _WATCHED = ("ckpt.dump", "ckpt.restore", "ckpt.registry", "ckpt.held", "ckpt.kernel.", "ckpt.image")
 
@@ -69,11 +70,12 @@ CRIUS: list[criu.Swrk] = []
 def running_criu() -> int:
     """The PID of the CRIU that runs now, below whatever it was wrapped in."""
     pid = CRIUS[-1].pid
+    deadline = time.monotonic() + 5
     while os.path.basename(os.readlink(f"/proc/{pid}/exe")).startswith(("nsenter", "unshare", "python", "dash", "sh")):
-        below = children(pid)
-        if not below:
-            raise SystemExit("CRIU does not run yet at this step")
-        pid = below[0]
+        # A wrapper forks, or becomes what it wraps.
+        pid = next(iter(children(pid)), pid)
+        if time.monotonic() > deadline:
+            raise SystemExit("CRIU does not run")
     return pid
 
 
@@ -98,6 +100,7 @@ def remember_criu() -> None:
 
 def strike(fault: str) -> None:
     """Let the fault happen: VICTIM or VICTIM-SIGNAL, as in ``criu-STOP``."""
+    print("struck", file=sys.stderr, flush=True)
     victim, _, name = fault.partition("-")
     number = signal.Signals[f"SIG{name or 'KILL'}"]
     if victim == "ckpt":

@@ -1,0 +1,133 @@
+"""The steps of a dump and of a restore at which the tests let something happen, in their order.
+
+Named as ``fault_runner`` names them. A step that is not passed any more (a function was renamed) fails its test: the
+fault then never strikes. ``wide`` steps are only tried with ``CKPT_FAULTS=all``: the state on the host is the same as
+at one of their neighbours, or nearly so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tests.criu.fault_lab import Fault
+
+WIDE = os.environ.get("CKPT_FAULTS") == "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step, whether CRIU is at work meanwhile, and whether it is only tried on request."""
+
+    point: str
+    passage: int = 1
+    criu: bool = False
+    wide: bool = False
+
+
+def _stage(module: str, stage: str, *, wide: bool = False) -> tuple[Step, Step]:
+    """Before and after our answer to CRIU."""
+    point = f"{module}._notify[{stage}]"
+    return Step(f"call {point}", criu=True, wide=wide), Step(f"return {point}", criu=True)
+
+
+_DUMP, _RESTORE = "ckpt.dump:_Dump", "ckpt.restore:_Restore"
+
+DUMP = (
+    Step("return ckpt.registry:Operation.__enter__"),
+    Step("return ckpt.registry:Operation.note"),
+    Step(f"return {_DUMP}._make_images_directory"),
+    Step("call ckpt.kernel.lock:_put_in_place", wide=True),
+    Step("return ckpt.kernel.lock:_hold"),
+    Step(f"return {_DUMP}._silence"),
+    Step("return ckpt.kernel.criu:Swrk.__enter__", 2, criu=True),
+    *_stage(_DUMP, "pre-dump", wide=True),
+    *_stage(_DUMP, "network-lock", wide=True),
+    *_stage(_DUMP, "query-ext-files"),
+    Step("return ckpt.kernel.criu:Swrk._send", 5, criu=True),
+    Step(f"call {_DUMP}._notify[post-dump]", criu=True),
+    Step(f"return {_DUMP}._read_frozen", criu=True),
+    Step("return ckpt.image.publish>open", 2, criu=True, wide=True),
+    Step("return ckpt.image.writer:Writer.section", 3, criu=True),
+    Step("call ckpt.image.publish>fsync", criu=True, wide=True),
+    Step("call ckpt.image.publish>link", criu=True),
+    Step("return ckpt.image.publish>link", criu=True),
+    Step("return ckpt.image.publish>unlink", criu=True, wide=True),
+    Step(f"call {_DUMP}._commit", criu=True),
+    Step("return ckpt.registry:Operation.note", 3, criu=True),
+    Step("return ckpt.kernel.lock:_put_in_place", 2, criu=True),
+    Step("return ckpt.kernel.lock:NetworkLock.close", 2, criu=True),
+    Step(f"return {_DUMP}._commit", criu=True),
+    Step("return ckpt.kernel.criu:Swrk._send", 6, criu=True),
+    Step(f"return {_DUMP}._run_criu"),
+    Step("return ckpt.kernel.takedown:remove_links"),
+    Step("return ckpt.kernel.takedown:unpin", wide=True),
+    Step("call ckpt.registry:remove", wide=True),
+    Step("return ckpt.registry:remove"),
+    Step("call ckpt.registry:forget"),
+)
+
+LEAVE_RUNNING = (
+    Step(f"return {_DUMP}._read_frozen", criu=True),
+    *_stage(_DUMP, "network-unlock"),
+    Step("return ckpt.kernel.criu:Swrk._send", 7, criu=True),
+    Step(f"return {_DUMP}._run_criu"),
+    Step("return ckpt.image.writer:Writer.section", 3),
+    Step("return ckpt.image.publish>link"),
+)
+
+RESTORE = (
+    Step("return ckpt.registry:Operation.__enter__"),
+    Step("return ckpt.registry:Operation.note"),
+    Step("return ckpt.restore>mkdir", wide=True),
+    Step("return ckpt.image.extraction:_create", 5),
+    Step(f"return {_RESTORE}._extract"),
+    Step("call ckpt.kernel.lock:_put_in_place", wide=True),
+    Step("return ckpt.kernel.lock:_put_in_place"),
+    Step("return ckpt.registry:Operation.note", 2),
+    Step("return ckpt.kernel.apply:_Applier._make_link"),
+    Step("return ckpt.kernel.apply:_Applier._place_counterpart"),
+    Step("return ckpt.kernel.apply:_Applier._adjust_links", wide=True),
+    Step("return ckpt.kernel.apply:_Applier._bring_up", 2, wide=True),
+    Step("return ckpt.kernel.apply:_Applier._set_addresses"),
+    Step("return ckpt.kernel.apply:_Applier._set_routes"),
+    Step("return ckpt.kernel.apply:_Applier._set_neighbours", wide=True),
+    Step("return ckpt.kernel.apply:_Applier._settle_sysctls", wide=True),
+    Step("return ckpt.rebuild:rebuild"),
+    Step(f"return {_RESTORE}._launch", wide=True),
+    Step("return ckpt.kernel.criu:Swrk.__enter__", 2, criu=True),
+    *_stage(_RESTORE, "pre-restore", wide=True),
+    *_stage(_RESTORE, "setup-namespaces"),
+    *_stage(_RESTORE, "post-setup-namespaces", wide=True),
+    Step("return ckpt.kernel.criu:Swrk._send", 5, criu=True),
+    Step(f"call {_RESTORE}._notify[post-restore]", criu=True),
+    Step(f"return {_RESTORE}._verify", criu=True),
+    Step("return ckpt.registry:add", criu=True),
+    Step(f"return {_RESTORE}._notify[post-restore]", criu=True),
+    Step("return ckpt.kernel.criu:Swrk._send", 6, criu=True),
+    *_stage(_RESTORE, "network-unlock"),
+    Step(f"call {_RESTORE}._notify[pre-resume]", criu=True),
+    Step(f"call {_RESTORE}._release", criu=True),
+    Step("call ckpt.kernel.lock:NetworkLock.release", criu=True),
+    Step("return ckpt.kernel.lock:NetworkLock.release", criu=True),
+    Step(f"return {_RESTORE}._notify[pre-resume]", criu=True, wide=True),
+    Step("return ckpt.kernel.criu:Swrk._send", 8, criu=True),
+    *_stage(_RESTORE, "post-resume", wide=True),
+    Step(f"return {_RESTORE}._run_criu"),
+    Step("return ckpt.kernel.arp:announce"),
+    Step("call ckpt.registry:forget"),
+)
+
+
+def faults() -> Iterator[Fault]:
+    """Every fault that is tried: ckpt killed at each step, and CRIU at each at which it works."""
+    for work, steps, arguments in (
+        ("dump", DUMP, {}),
+        ("dump", LEAVE_RUNNING, {"leave_running": True}),
+        ("restore", RESTORE, {}),
+    ):
+        for victim in ("ckpt", "criu"):
+            for step in steps:
+                if (step.criu or victim == "ckpt") and (WIDE or not step.wide):
+                    yield Fault(work=work, point=step.point, passage=step.passage, fault=victim, arguments=arguments)
