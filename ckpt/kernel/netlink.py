@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from ckpt.errors import NetworkError
 from ckpt.kernel.netns import entered
@@ -48,6 +48,10 @@ _NETLINK_GET_STRICT_CHK = 12
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _RECEIVE_BUFFER = 4 << 20
+_SO_SNDBUFFORCE = 32
+
+_NFNL_MSG_BATCH_BEGIN = 0x10
+_NFNL_MSG_BATCH_END = 0x11
 _DUMP_ATTEMPTS = 8
 
 Attributes = dict[int, bytes]
@@ -59,6 +63,16 @@ class KernelRefusal(OSError):
     def __init__(self, number: int, message: str) -> None:
         text = os.strerror(number)
         super().__init__(number, f"{message} ({text})" if message else text)
+        self.number = number
+        self.message = message
+
+
+class BatchRefusal(KernelRefusal):
+    """A transaction was refused whole, because of its message number ``position``; -1 when of none in particular."""
+
+    def __init__(self, number: int, message: str, position: int) -> None:
+        super().__init__(number, message)
+        self.position = position
 
 
 class Netlink:
@@ -111,6 +125,35 @@ class Netlink:
             details=f"netlink dump {kind} was interrupted {_DUMP_ATTEMPTS} times",
             hint="stop what keeps changing links, addresses or routes and try again",
         )
+
+    def transaction(self, subsystem: int, messages: Sequence[tuple[int, bytes, int]]) -> None:
+        """Send (type, payload, flags) messages to a netfilter subsystem: all take effect, or none. Raises BatchRefusal.
+
+        The kernel works a batch off before ``send`` returns, and answers only what it refuses.
+        """
+        bracket = struct.pack(">BBH", 0, 0, subsystem)
+        first = self._sequence + 2
+        parts: list[bytes] = []
+        whole = [(_NFNL_MSG_BATCH_BEGIN, bracket, 0), *messages, (_NFNL_MSG_BATCH_END, bracket, 0)]
+        for kind, payload, flags in whole:
+            self._sequence += 1
+            size = _HEADER.size + len(payload)
+            parts += [_HEADER.pack(size, kind, NLM_F_REQUEST | flags, self._sequence, 0), payload, b"\0" * (-size % 4)]
+        data = b"".join(parts)
+        # One message must hold all of it; the kernel doubles the number, which leaves room for its bookkeeping.
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, min(len(data) + (1 << 16), 0x3FFFFFFF))
+        self._socket.send(data)
+        while True:
+            try:
+                answers = self._socket.recv(1 << 18, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            for kind, flags, sequence, body in _messages(answers):
+                try:
+                    _raise_refusal(kind, flags, body)
+                except KernelRefusal as error:
+                    position = sequence - first if first <= sequence < first + len(messages) else -1
+                    raise BatchRefusal(error.number, error.message, position) from error
 
     def events(self) -> list[tuple[int, bytes]] | None:
         """The notifications that have arrived, without waiting; None when some were lost."""

@@ -199,7 +199,11 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NftTable:
-    """One nftables table: ``text`` is what ``nft list`` shows of it, counters and elements included."""
+    """One nftables table: ``text`` is what ``nft list`` shows of it, counters and elements included.
+
+    ``objects`` are what the kernel lists of it, in the order in which they are made again. They say all, and count;
+    the text is for people, and for a table that was written by hand and has no objects.
+    """
 
     family: str
     name: str
@@ -214,6 +218,25 @@ class FlowTuple:
     destination: str
     source_port: int = 0
     destination_port: int = 0
+    state: str = "permanent"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkMulticast:
+    """A link-layer group that somebody joined on a link (``ip maddr add``)."""
+
+    ifname: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NftObject:
+    """One object of an nftables table: its ``kind`` (``table``, ``chain``, ``set``, ``elements``, ``object``,
+    ``flowtable`` or ``rule``) and its netlink attributes without what the kernel gives anew, such as handles.
+    """
+
+    kind: str
+    attributes: bytes = b""
     icmp_id: int = -1
     icmp_type: int = -1
     icmp_code: int = -1
@@ -223,6 +246,7 @@ class FlowTuple:
 class ConntrackEntry:
     """One tracked flow. ``status`` is the kernel's IPS_* bits; ``timeout`` the seconds that remain.
 
+    objects: tuple[NftObject, ...] = ()
     ``protocol`` is the number of the transport protocol; ``protocol_state`` holds its attributes (for TCP: ``state``,
     ``wscale_original``, ``wscale_reply``, ``flags_original``, ``flags_reply``).
     """
