@@ -85,9 +85,22 @@ class NetworkLock:
         """Drop everything both ways; on return the table is in place, in the stead of what was there before.
 
         Called again with ``permanent`` it puts a lock that outlives this process in the place of an owned one,
-        without a moment between them.
+        without a moment between them. Raises NetworkError (`lock-lost`) when there was one all the same.
         """
         self._replace(_closing_rules(self._scope), owned=not permanent)
+
+    def require_intact(self) -> None:
+        """NetworkError (`lock-lost`) when somebody has killed the holder of a table, and so opened the lock.
+
+        What came in meanwhile was acknowledged by the kernel, and is in no image.
+        """
+        if any(table.is_lost for table in self._tables):
+            raise NetworkError(
+                "the network lock was lost",
+                code="lock-lost",
+                details="the nft process that held it was killed",
+                hint="try again",
+            )
 
     def release(self) -> None:
         """Take away every table of this lock; harmless when there is none."""
@@ -115,6 +128,8 @@ class NetworkLock:
     def _replace(self, rules: _Rules, *, owned: bool) -> None:
         before = self._tables[:]
         self._tables.append(_put_in_place(self._netns, rules, owned=owned))
+        # Asked now: from here on the new table stands for them.
+        self.require_intact()
         for table in before:
             _take_away(self._netns, table)
             self._tables.remove(table)
@@ -154,6 +169,11 @@ def remove(netns: int, name: str) -> None:
 class _Table:
     name: str
     holder: subprocess.Popen[bytes] | None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it went with its holder."""
+        return self.holder is not None and self.holder.poll() is not None
 
 
 @dataclass(frozen=True, slots=True)
