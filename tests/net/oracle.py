@@ -1,0 +1,57 @@
+"""The oracle over anything that a script sets: the namespace, as records and as other tools show it, and its copy's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from ckpt.kernel import netns, rtnl
+from ckpt.model.network import Network
+from tests.net import spaces
+from tests.net.spaces import comparable, differences, fresh, restored, settle, shell
+
+
+def works(script: str) -> bool:
+    """Whether ``script`` succeeds in a fresh namespace: what this kernel lacks, it refuses."""
+    with fresh() as space, netns.entered(space):
+        return subprocess.run(["sh", "-ec", script], capture_output=True, check=False).returncode == 0
+
+
+def need(script: str, what: str) -> None:
+    """Skip where ``script`` fails in a fresh namespace that has a pair of veths, v0 and v1, both up."""
+    pair = "ip link set lo up; ip link add v0 type veth peer name v1; ip link set v0 up; ip link set v1 up"
+    if not works(f"{pair}\n{script}"):
+        pytest.skip(f"this kernel does not have {what}: tested on the machines that do")
+
+
+def shown_by(space: int, commands: Sequence[str]) -> dict[str, Any]:
+    """What these commands print as JSON, without what cannot be equal."""
+    return {command: spaces._clean(json.loads(shell(command, space) or "[]")) for command in commands}
+
+
+@contextlib.contextmanager
+def copied(group: int) -> Iterator[tuple[Network, int]]:
+    """``group`` as records, and its copy; the original's attachment is gone before the copy comes."""
+    settle(group)
+    network = rtnl.read_network(group)
+    for link in network.links:
+        if link.counterpart and link.counterpart.place == "caller" and link.kind == "veth":
+            shell(f"ip link del {link.counterpart.ifname}")
+    with restored(network) as copy:
+        settle(copy)
+        yield network, copy
+
+
+def assert_copy_equal(group: int, commands: Sequence[str] = ()) -> Network:
+    """The copy of ``group`` equals it as records, and in the eyes of ``commands``; returns the records."""
+    settle(group)
+    before = shown_by(group, commands)
+    with copied(group) as (network, copy):
+        assert differences(comparable(rtnl.read_network(copy)), comparable(network)) == []
+        assert differences(shown_by(copy, commands), before) == []
+    return network
