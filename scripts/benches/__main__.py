@@ -1,0 +1,80 @@
+"""`scripts/bench`: choose a benchmark, give it a stage of its own, and show what it found."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from benches import dump, measure, net
+
+STAGE = "CKPT_BENCH_STAGE"
+
+
+def main() -> int:
+    """The exit status: 0 also when a goal is missed, because one run on a busy machine proves nothing."""
+    arguments = _parser().parse_args()
+    if os.geteuid() != 0:
+        print("bench: run it as root: sudo scripts/bench", file=sys.stderr)
+        return 7
+    if STAGE not in os.environ:
+        argv = ["unshare", "--net", "--mount", "--", sys.executable, "-m", "benches", *sys.argv[1:]]
+        os.execvpe("unshare", argv, {**os.environ, STAGE: "1"})
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    with tempfile.TemporaryDirectory(prefix="ckpt-bench-", dir=arguments.directory) as place:
+        os.environ |= {"CKPT_STATE_DIR": f"{place}/run", "CKPT_LOG_DIR": f"{place}/log"}
+        arguments.run(arguments, Path(place))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/bench")
+    benches = parser.add_subparsers(required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--rounds", type=int, default=5, help="how often each does the work (default: 5)")
+    common.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    common.add_argument("--directory", type=Path, metavar="DIR", help="where images are written (default: /tmp)")
+    own = benches.add_parser("net", parents=[common], help="read and apply a large network: ckpt against ip")
+    own.add_argument("--links", type=int, default=1000)
+    own.add_argument("--addresses", type=int, default=2000)
+    own.add_argument("--routes", type=int, default=10000)
+    own.set_defaults(run=_net)
+    own = benches.add_parser("dump", parents=[common], help="dump and restore: ckpt against criu")
+    own.add_argument("--sizes", default="10,256", metavar="MB,MB", help="memory of the group (default: 10,256)")
+    own.set_defaults(run=_dump)
+    return parser
+
+
+def _net(arguments: argparse.Namespace, place: Path) -> None:
+    size = net.Size(links=arguments.links, addresses=arguments.addresses, routes=arguments.routes)
+    rows = net.compare(size, arguments.rounds, place)
+    measure.show(rows)
+    print()
+    memory = net.memory(size, place)
+    net.show_memory(memory)
+    if arguments.json:
+        measure.write_json(arguments.json, _machine(), rows, memory=[asdict(one) for one in memory])
+
+
+def _dump(arguments: argparse.Namespace, place: Path) -> None:
+    rows = [
+        row
+        for megabytes in map(int, arguments.sizes.split(","))
+        for row in dump.compare(megabytes, arguments.rounds, place)
+    ]
+    measure.show(rows)
+    if arguments.json:
+        measure.write_json(arguments.json, _machine(), rows)
+
+
+def _machine() -> dict[str, object]:
+    names = os.uname()
+    return {"kernel": names.release, "machine": names.machine, "cpus": os.cpu_count(), "load": os.getloadavg()[0]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
