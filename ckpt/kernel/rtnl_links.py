@@ -18,6 +18,7 @@ from ckpt.model.network import Counterpart, Link, Place, Unread
 RTM_NEWLINK = 16
 RTM_DELLINK = 17
 RTM_GETLINK = 18
+_RTM_NEWNSID = 88
 _RTM_GETNSID = 90
 _RTM_NEWLINKPROP = 108
 
@@ -66,6 +67,7 @@ _INET6_TOKEN = 7
 _INET6_ADDR_GEN_MODE = 8
 _NETNSA_NSID = 1
 _NETNSA_FD = 3
+_ANY_NSID = struct.pack("=i", -1)
 _RTEXT_FILTER_SKIP_STATS = 8
 _ARPHRD_LOOPBACK = 772
 
@@ -272,23 +274,44 @@ def nsid_of(connection: Netlink, netns: int) -> int:
     return -1
 
 
-def make(
-    connection: Netlink, link: Link, *, lower: int = 0, netns: int | None = None, peer: Link | Counterpart | None = None
-) -> None:
-    """Make ``link``, down, in ``netns`` or the socket's own namespace; a veth's ``peer`` in the socket's own.
+def number_of(connection: Netlink, netns: int) -> int:
+    """The number by which the socket's namespace knows ``netns``; it gets one where it has none."""
+    found = nsid_of(connection, netns)
+    if found < 0:
+        request = struct.pack("=B3x", 0) + attribute(_NETNSA_FD, u32(netns)) + attribute(_NETNSA_NSID, _ANY_NSID)
+        connection.request(_RTM_NEWNSID, request)
+        found = nsid_of(connection, netns)
+    return found
 
-    ``lower`` is the index of the link it stands on, in the socket's namespace. Raises KernelRefusal.
+
+def make(
+    connection: Netlink,
+    link: Link,
+    *,
+    lower: int = 0,
+    lower_nsid: int | None = None,
+    netns: int | None = None,
+    peer: Link | Counterpart | None = None,
+    peer_netns: int | None = None,
+) -> None:
+    """Make ``link``, down, in ``netns`` or the socket's own namespace; a veth's ``peer`` in ``peer_netns`` or there.
+
+    ``lower`` is the index of the link it stands on, in the socket's namespace or in the one with the number
+    ``lower_nsid``. Raises KernelRefusal.
     """
     attributes = [_creation(link)]
     if lower:
         attributes.append(attribute(_IFLA_LINK, u32(lower)))
+    if lower_nsid is not None:
+        attributes.append(attribute(_IFLA_LINK_NETNSID, u32(lower_nsid)))
     if netns is not None:
         attributes.append(attribute(_IFLA_NET_NS_FD, u32(netns)))
     # A bridge takes its options later, only those that differ: a kernel may lack what some of them speak of.
     options = {} if link.kind == "bridge" else link.options
     data = [rtnl_kinds.encode(rtnl_kinds.OPTIONS[link.kind], options)]
     if peer is not None:
-        data.append(nested(_VETH_INFO_PEER, _header(peer.ifindex), _creation(peer)))
+        place = b"" if peer_netns is None else attribute(_IFLA_NET_NS_FD, u32(peer_netns))
+        data.append(nested(_VETH_INFO_PEER, _header(peer.ifindex), _creation(peer) + place))
     info = [attribute(_INFO_KIND, link.kind.encode()), nested(_INFO_DATA, *data)]
     body = _header(link.ifindex) + b"".join(attributes) + nested(_IFLA_LINKINFO, *info)
     connection.request(RTM_NEWLINK, body, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)

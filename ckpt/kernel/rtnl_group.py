@@ -1,0 +1,62 @@
+"""Read the network namespaces of a group, with the links between them.
+
+Each is read by itself (`rtnl`), and says of a link whose counterpart is neither in it nor in the caller's namespace
+only that it is elsewhere. Here it is asked by which number a namespace knows each of the others: so the counterpart
+is found by name where it is in one of the group's, and stays elsewhere where it is in a third one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ckpt.kernel import rtnl, rtnl_links
+from ckpt.kernel.netlink import Netlink
+from ckpt.kernel.rtnl_links import RawLink
+from ckpt.model.network import Counterpart, Link, Network, Place
+
+_IFLA_LINK_NETNSID = 37
+
+
+def read_networks(spaces: Mapping[str, int]) -> dict[str, Network]:
+    """All of each namespace, by its key; raises as ``rtnl.read_network`` does."""
+    found = {key: rtnl.read_network(netns) for key, netns in spaces.items()}
+    if len(found) < 2:
+        return found
+    raw: dict[str, dict[int, RawLink]] = {}
+    for key, netns in spaces.items():
+        with Netlink(netns=netns) as connection:
+            raw[key] = rtnl_links.read_raw(connection)
+    return {key: _resolved(network, spaces[key], spaces, raw, raw[key]) for key, network in found.items()}
+
+
+def _resolved(
+    network: Network,
+    netns: int,
+    spaces: Mapping[str, int],
+    raw: Mapping[str, Mapping[int, RawLink]],
+    own: Mapping[int, RawLink],
+) -> Network:
+    """``network`` with the counterparts that are in others of ``spaces``; ``raw`` are the links of all of them."""
+    if not any(_is_elsewhere(link) for link in network.links):
+        return network
+    with Netlink(netns=netns) as connection:
+        keys = {rtnl_links.nsid_of(connection, other): key for key, other in spaces.items()}
+    links = []
+    for link in network.links:
+        there = own.get(link.ifindex)
+        if _is_elsewhere(link) and there is not None:
+            key = keys.get(there.integer(_IFLA_LINK_NETNSID, -1))
+            other = raw[key].get(there.link) if key is not None and there.integer(_IFLA_LINK_NETNSID, -1) >= 0 else None
+            if key is not None and other is not None:
+                link = replace(link, counterpart=_counterpart(key, other))
+        links.append(link)
+    return replace(network, links=tuple(links))
+
+
+def _is_elsewhere(link: Link) -> bool:
+    return link.counterpart is not None and link.counterpart.place is Place.ELSEWHERE
+
+
+def _counterpart(key: str, raw: RawLink) -> Counterpart:
+    return Counterpart(place=Place.ELSEWHERE, netns=key, ifname=raw.ifname, ifindex=raw.index, kind=raw.kind)

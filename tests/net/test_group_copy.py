@@ -1,0 +1,128 @@
+"""Several namespaces with links between them: read, made anew, read again, equal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import pytest
+
+from ckpt.kernel import apply, rtnl, rtnl_group, rtnl_links
+from ckpt.kernel.netlink import Netlink
+from ckpt.model.network import Network, Place
+from ckpt.model.travel import cannot_travel
+from ckpt.plan_group import plan_networks
+from tests.net import spaces
+from tests.net.spaces import comparable, fresh, settle, shell
+
+KEYS = ("a", "b", "c")
+
+ACROSS = {
+    "veth": """in a ip link add left index 7 address 02:00:00:00:00:01 type veth peer name right netns B
+        in a ip link set left mtu 1400 up; in b ip link set right mtu 1400 up
+        in a ip addr add 10.1.0.1/24 dev left; in b ip addr add 10.1.0.2/24 dev right
+        in b ip route add default via 10.1.0.1""",
+    "veths-of-one-name": """in a ip link add eth9 index 2 type veth peer name eth9 index 2 netns B
+        in a ip link set eth9 up; in b ip link set eth9 up; in b ip -6 addr add fd00::1/64 dev eth9 nodad""",
+    "bridge": """in a ip link add br5 type bridge; in a ip link set br5 up
+        in a ip link add pb master br5 type veth peer name eth0 netns B
+        in a ip link add pc master br5 type veth peer name eth0 netns C
+        in a ip link set pb up; in a ip link set pc up; in b ip link set eth0 up; in c ip link set eth0 up
+        in a ip addr add 10.2.0.1/24 dev br5; in b ip addr add 10.2.0.2/24 dev eth0
+        in c ip addr add fd02::3/64 dev eth0 nodad""",
+    "macvlan": """in a ip link add low type veth peer name end; in a ip link set low up; in a ip link set end up
+        in a ip link add link low name mv0 netns B index 9 type macvlan mode bridge; in b ip link set mv0 up
+        in b ip addr add 10.3.0.2/24 dev mv0""",
+    "macvlan-of-the-first-on-the-second": """in b ip link add low type veth peer name end; in b ip link set end up
+        in b ip link set low up; in b ip link add link end name mv0 netns A type macvlan mode vepa
+        in a ip link set mv0 up; in a ip link add link mv0 name mv1 netns C type macvlan mode bridge
+        in c ip link set mv1 up""",
+    "chain": """in b ip link add up0 type veth peer name down0 netns C
+        in a ip link add up0 type veth peer name down0 netns B
+        in a ip link set up0 up; in b ip link set down0 up; in b ip link set up0 up; in c ip link set down0 up
+        in a ip addr add 10.4.0.1/24 dev up0; in b ip addr add 10.4.0.2/24 dev down0
+        in b ip addr add 10.5.0.1/24 dev up0; in c ip addr add 10.5.0.2/24 dev down0
+        in c ip route add default via 10.5.0.1; in a ip route add 10.5.0.0/24 via 10.4.0.2""",
+    "macvlan-on-one-end-of-a-pair": """in b ip link add va type veth peer name vb; in b ip link set vb up
+        in a ip link add m9 type veth peer name n9
+        in b ip link set va up; in b ip link add link vb name mv0 netns A type macvlan; in a ip link set mv0 up""",
+    "down": "in a ip link add left type veth peer name right netns B; in b ip link set right up",
+    "vlan": """in a ip link add low type veth peer name end; in a ip link set low up; in a ip link set end up
+        in a ip link add link low name vl5 netns B type vlan id 5; in b ip link set vl5 up""",
+}
+
+
+@contextmanager
+def made() -> Iterator[dict[str, int]]:
+    """Three fresh namespaces, each with lo up."""
+    with ExitStack() as stack:
+        found = {key: stack.enter_context(fresh()) for key in KEYS}
+        for space in found.values():
+            shell("sysctl -qw net.ipv6.conf.default.accept_dad=0; ip link set lo up", space)
+        yield found
+
+
+def fill(namespaces: dict[str, int], script: str) -> None:
+    """Run ``script``, in which ``in a`` precedes a command for that namespace and A, B and C are paths to them."""
+    for key, space in namespaces.items():
+        script = script.replace(f"netns {key.upper()}", f"netns {spaces.path(space)}")
+        script = script.replace(f"in {key} ", f"nsenter --net={spaces.path(space)} ")
+    shell(script)
+
+
+def read(namespaces: dict[str, int]) -> dict[str, Network]:
+    for space in namespaces.values():
+        settle(space)
+    return rtnl_group.read_networks(namespaces)
+
+
+def equal_up_to(network: Network) -> Network:
+    """``comparable``, but the index of a counterpart in the group counts."""
+    indices = {link.ifname: link.counterpart.ifindex for link in network.links if link.counterpart}
+    found = comparable(network)
+    return replace(
+        found,
+        links=tuple(
+            replace(link, counterpart=replace(link.counterpart, ifindex=indices[link.ifname]))
+            if link.counterpart and link.counterpart.place is Place.ELSEWHERE
+            else link
+            for link in found.links
+        ),
+    )
+
+
+@pytest.mark.parametrize("what", ACROSS)
+def test_copy_of_linked_namespaces_is_equal(host: int, what: str) -> None:
+    if what == "vlan" and not spaces.kernel_has("vlan"):
+        pytest.skip("this kernel cannot make a vlan: tested on the machines that can")
+    with made() as originals, ExitStack() as undo:
+        fill(originals, ACROSS[what])
+        wanted = read(originals)
+        assert [cannot_travel(network) for network in wanted.values()] == [(), (), ()]
+        shown = {key: spaces.shown(space) for key, space in originals.items()}
+        with ExitStack() as fresh_ones:
+            targets = {key: fresh_ones.enter_context(fresh()) for key in KEYS}
+            observed = {key: rtnl.read_network(space) for key, space in targets.items()}
+            apply.apply_group(targets, plan_networks(wanted, observed), undo)
+            again = read(targets)
+            for key in KEYS:
+                spaces.assert_equal(equal_up_to(again[key]), equal_up_to(wanted[key]))
+                spaces.assert_equal(spaces.shown(targets[key]), shown[key])
+
+
+def test_link_into_a_namespace_that_is_not_the_groups_cannot_travel(host: int) -> None:
+    with made() as namespaces:
+        fill(namespaces, "in a ip link add left type veth peer name right netns C")
+        del namespaces["c"]
+        [found] = cannot_travel(read(namespaces)["a"])
+        assert (found.severity, found.code, found.subject) == ("block", "link-kind", "link left")
+
+
+def test_number_of_a_namespace_is_given_once(host: int) -> None:
+    with made() as namespaces, Netlink(netns=namespaces["a"]) as connection:
+        assert rtnl_links.nsid_of(connection, namespaces["b"]) == -1
+        number = rtnl_links.number_of(connection, namespaces["b"])
+        assert number >= 0
+        assert rtnl_links.number_of(connection, namespaces["b"]) == number
+        assert rtnl_links.number_of(connection, namespaces["c"]) != number
