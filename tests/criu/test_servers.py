@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -71,6 +71,51 @@ class Counter:
             self._failure = error
 
 
+class Repeated:
+    """Does something again and again in a thread, until it fails."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.count = 0
+        self._work = work
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._repeat, name="repeated")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def progress(self, count: int) -> None:
+        """Wait until it was done so many more times."""
+        wanted = self.count + count
+        wait_for(lambda: self.count >= wanted or self._failure, f"it is done {count} more times")
+        assert self._failure is None, f"after {self.count} times: {self._failure!r}"
+
+    def _repeat(self) -> None:
+        try:
+            while not self._stop.wait(0.003):
+                self._work()
+                self.count += 1
+        except BaseException as error:
+            self._failure = error
+
+
+def knock_through(group: Group, clients: list[Repeated]) -> None:
+    """Three round trips while clients come and go."""
+    for _ in range(3):
+        for client in clients:
+            client.progress(20)
+        group.round_trip()
+    for client in clients:
+        client.progress(20)
+
+
 @pytest.fixture
 def redis(start: Starter) -> Group:
     """A redis that answers."""
@@ -87,13 +132,15 @@ def test_redis_ten_round_trips_count_without_a_gap(redis: Group, stack: ExitStac
         stack.enter_context(Counter(connect(v6, 6379), "client-v6")),
         stack.enter_context(Counter(connect(v4, 6379, from_host=True), "host-v4")),
     ]
-    for number in range(10):
+    with capturing() as capture:
+        for number in range(10):
+            for counter in counters:
+                counter.progress()
+            report = redis.round_trip()
+            assert (report.connections, report.pid) == (3, redis.pid), f"round trip {number}"
         for counter in counters:
             counter.progress()
-        report = redis.round_trip()
-        assert (report.connections, report.pid) == (3, redis.pid), f"round trip {number}"
-    for counter in counters:
-        counter.progress()
+    assert capture.betrayals(v4, v6) == []
 
 
 def test_redis_away_while_keepalive_and_commands_go_unanswered(redis: Group) -> None:
@@ -126,53 +173,15 @@ def test_redis_away_while_keepalive_and_commands_go_unanswered(redis: Group) -> 
 
 def test_redis_new_connections_all_the_time_none_is_refused(redis: Group, stack: ExitStack) -> None:
     """Connections are made, used and closed while the group is dumped and restored: each is answered in the end."""
-    knockers = [stack.enter_context(Knocker(redis)) for _ in range(3)]
-    for _ in range(3):
-        for knocker in knockers:
-            knocker.progress(20)
-        redis.round_trip()
-    for knocker in knockers:
-        knocker.progress(20)
 
+    def ping() -> None:
+        with redis.segment.socket(redis.addresses.v4, socket.SOCK_STREAM) as connection:
+            connection.settimeout(20)
+            connection.connect((redis.addresses.v4, 6379))
+            connection.sendall(b"PING\r\n")
+            assert connection.recv(REPLY_MAXIMUM) == b"+PONG\r\n"
 
-class Knocker:
-    """Makes connections to a redis one after the other; each asks one question."""
-
-    def __init__(self, group: Group) -> None:
-        self.count = 0
-        self._group = group
-        self._stop = threading.Event()
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="knocker")
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def progress(self, count: int) -> None:
-        """Wait for so many more answers."""
-        wanted = self.count + count
-        wait_for(lambda: self.count >= wanted or self._failure, f"{count} more connections are answered")
-        assert self._failure is None, f"after {self.count} connections: {self._failure!r}"
-
-    def _work(self) -> None:
-        try:
-            while not self._stop.wait(0.003):
-                address = self._group.addresses.v4
-                with self._group.segment.socket(address, socket.SOCK_STREAM) as connection:
-                    connection.settimeout(20)
-                    connection.connect((address, 6379))
-                    connection.sendall(b"PING\r\n")
-                    assert connection.recv(REPLY_MAXIMUM) == b"+PONG\r\n"
-                    self.count += 1
-        except BaseException as error:
-            self._failure = error
+    knock_through(redis, [stack.enter_context(Repeated(ping)) for _ in range(3)])
 
 
 def keepalive_probes(connection: socket.socket) -> int:
@@ -201,13 +210,37 @@ def pattern(offset: int, length: int) -> bytes:
     return b"".join(number.to_bytes(8, "big") for number in range(first, first + count))[skipped : skipped + length]
 
 
+def test_nginx_short_downloads_all_the_time_each_is_complete(start: Starter, tmp_path: Path, stack: ExitStack) -> None:
+    """The server closes each connection, so that in any moment there are some whose end is on its way."""
+    group = start_nginx(start, tmp_path, sendfile="on", size=1_000_000)
+    wanted = pattern(0, 1_000_000)
+
+    def download() -> None:
+        with group.segment.socket(group.addresses.v4, socket.SOCK_STREAM) as connection:
+            connection.settimeout(20)
+            connection.connect((group.addresses.v4, 80))
+            connection.sendall(b"GET /file HTTP/1.0\r\n\r\n")
+            answer = b""
+            while data := connection.recv(1 << 16):
+                answer += data
+            assert answer.partition(b"\r\n\r\n")[2] == wanted, f"{len(answer)} bytes"
+
+    group.segment.connect(group.addresses.v4, 80).close()
+    knock_through(group, [stack.enter_context(Repeated(download)) for _ in range(3)])
+
+
+def start_nginx(start: Starter, place: Path, *, sendfile: str, size: int) -> Group:
+    """An nginx with a file of that size."""
+    require(shutil.which("nginx") is not None, "nginx is not installed")
+    (place / "www").mkdir()
+    (place / "www/file").write_bytes(pattern(0, size))
+    (place / "nginx.conf").write_text(NGINX.format(place=place, sendfile=sendfile))
+    return start(["nginx", "-c", str(place / "nginx.conf")])
+
+
 @pytest.mark.parametrize("sendfile", ["on", "off"])
 def test_nginx_download_in_progress_is_complete(start: Starter, tmp_path: Path, sendfile: str) -> None:
-    require(shutil.which("nginx") is not None, "nginx is not installed")
-    (tmp_path / "www").mkdir()
-    (tmp_path / "www/file").write_bytes(pattern(0, DOWNLOAD))
-    (tmp_path / "nginx.conf").write_text(NGINX.format(place=tmp_path, sendfile=sendfile))
-    group = start(["nginx", "-c", str(tmp_path / "nginx.conf")])
+    group = start_nginx(start, tmp_path, sendfile=sendfile, size=DOWNLOAD)
     downloads = [
         group.segment.connect(group.addresses.v4, 80, buffer=65536),
         group.segment.connect(group.addresses.v6, 80, from_host=True),

@@ -35,12 +35,14 @@ def test_round_trip_streams_of_each_family_go_on(start: Starter, stack: ExitStac
         stream.finish()
 
 
-def test_round_trip_no_packet_betrays(start: Starter, stack: ExitStack) -> None:
+@pytest.mark.parametrize("version", ["v4", "v6"])
+def test_round_trip_no_packet_betrays(start: Starter, stack: ExitStack, version: str) -> None:
     before = lab.traces()
-    group = start.stream_server("--family", "v4")
-    streams = [stack.enter_context(group.stream(from_host=from_host)) for from_host in (False, True)]
+    group = start.stream_server()
+    address = getattr(group.addresses, version)
+    streams = [stack.enter_context(group.stream(address, from_host=from_host)) for from_host in (False, True)]
     # One whose client reads nothing: the server asks again and again whether its window has opened.
-    stuck = stack.enter_context(group.stream(buffer=4096, reading=False))
+    stuck = stack.enter_context(group.stream(address, buffer=4096, reading=False))
     for stream in streams:
         stream.progress()
     with capturing() as capture:
@@ -54,9 +56,9 @@ def test_round_trip_no_packet_betrays(start: Starter, stack: ExitStack) -> None:
             stream.progress()
         stuck.reading = True
         stuck.progress()
-    assert capture.seen_from(group.addresses.v4) > 0
-    assert away < len(capture.packets)
-    assert capture.betrayals(group.addresses.v4) == []
+    assert capture.seen_from(address) > 0
+    assert any(one.destination == address for one in capture.packets[away:])
+    assert capture.betrayals(group.addresses.v4, group.addresses.v6) == []
     for stream in (*streams, stuck):
         stream.finish()
 
@@ -111,10 +113,10 @@ def test_restore_tcp_close_listener_lives_and_connection_ends(start: Starter) ->
         stream.finish()
 
 
-def test_ten_round_trips_the_same_connection_goes_on(start: Starter) -> None:
+def test_round_trips_with_bytes_on_the_way_each_time(start: Starter) -> None:
     group = start.stream_server("--family", "v4")
     with group.stream() as stream, group.stream(from_host=True) as other:
-        for _ in range(10):
+        for _ in range(3):
             stream.progress(100)
             other.progress(100)
             group.round_trip()

@@ -122,7 +122,8 @@ def test_round_trip_connection_on_its_way_is_made_after_the_restore(start: Start
     with start.segment.listen("10.77.0.2", 7002) as server:
         start.segment.in_client("nft", "add table ip deaf; add chain ip deaf i { type filter hook input priority 0; }")
         start.segment.in_client("nft", "add rule ip deaf i tcp dport 7002 drop")
-        script = "import socket; c = socket.create_connection(('10.77.0.2', 7002)); c.sendall(b'hello'); c.recv(1)"
+        script = "import socket; c = socket.create_connection(('10.77.0.2', 7002)); c.sendall(b'hello')"
+        script += "; c.sendall(c.recv(9))"
         group = start([sys.executable, "-I", "-S", "-c", script])
         wait_for(lambda: [one.state for one in sockets(group)] == ["syn_sent"], "the group connects")
         group.round_trip()
@@ -131,6 +132,9 @@ def test_round_trip_connection_on_its_way_is_made_after_the_restore(start: Start
         accepted, (address, _) = server.accept()
         with accepted:
             assert (accepted.recv(16), address) == (b"hello", group.addresses.v4)
+            group.round_trip()
+            accepted.sendall(b"echo")
+            assert accepted.recv(16) == b"echo"
 
 
 def listeners(group: Group) -> list[list[str]]:
