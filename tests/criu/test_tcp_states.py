@@ -22,7 +22,8 @@ def sockets(group: Group) -> Iterator[Socket]:
 
 
 def connection(group: Group) -> Socket:
-    """Its one connection."""
+    """Its one connection; the client may know of it before the server has accepted it."""
+    wait_for(lambda: any(one.holds_connection for one in sockets(group)), "the connection is accepted")
     return next(one for one in sockets(group) if one.holds_connection)
 
 
