@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ckpt.errors import UnsupportedError
-from ckpt.model.finding import Finding, Severity
 from ckpt.model.network import (
     Address,
     ConntrackEntry,
@@ -28,11 +27,8 @@ from ckpt.model.network import (
     Place,
     Route,
     Rule,
-    Unread,
 )
-
-KINDS = frozenset({"loopback", "veth", "bridge", "macvlan", "macvtap", "vlan", "dummy", "ifb", "tun"})
-"""The kinds of link that travel."""
+from ckpt.model.travel import why_not
 
 QUIET_NAMES: Mapping[str, str] = {"accept_dad": "0", "addr_gen_mode": "1", "accept_ra": "0"}
 """IPv6 settings while addresses are set: no duplicate address detection, no address of the kernel's own making."""
@@ -52,7 +48,7 @@ class WriteSysctls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeLink:
-    """``link`` is there, down; ``peer`` is the other end of a veth that has both in what is made."""
+    """``link`` is there, down; ``peer`` is the other end of a veth that has both in the namespace."""
 
     link: Link
     peer: Link | None = None
@@ -198,7 +194,7 @@ def _make_links(links: Sequence[Link]) -> Iterable[Step]:
     for link in links:
         if link.ifname in made:
             continue
-        if reason := _why_not(link):
+        if reason := why_not(link):
             raise UnsupportedError(f"the link {link.ifname} cannot be made", code="link-kind", details=reason)
         made.add(link.ifname)
         other = link.counterpart
@@ -282,6 +278,7 @@ def difference(
     return extra, missing
 
 
+_RTPROT_KERNEL = 2
 _UNSETTABLE = frozenset({"temporary", "dadfailed", "deprecated", "optimistic", "stable-privacy"})
 
 
@@ -312,6 +309,11 @@ def order_addresses(addresses: Iterable[Address]) -> tuple[Address, ...]:
     return four + six[::-1]
 
 
+def is_kernels_own(route: Route) -> bool:
+    """Whether only the kernel can have made the route: an IPv6 one that comes with an address."""
+    return route.family == 6 and route.protocol == _RTPROT_KERNEL and route.priority == 0
+
+
 def order_routes(routes: Iterable[Route]) -> tuple[Route, ...]:
     """The order in which to add: what a gateway may be resolved through before what has one."""
 
@@ -321,95 +323,3 @@ def order_routes(routes: Iterable[Route]) -> tuple[Route, ...]:
         return through, nearness
 
     return tuple(sorted(routes, key=rank))
-
-
-# ---- what cannot travel -------------------------------------------------------------------------------------------
-
-_BLOCKING = {
-    "iptables-legacy": "replace the iptables-legacy rules by nftables, or flush them",
-    "nft-xt": "write the rules with nft's own expressions",
-    "nft-table": "install a newer nft",
-    "route-attribute": "replace the route by one without it",
-    "rule-attribute": "replace the rule by one without it",
-    "link-master-kind": "take the link out of its master",
-}
-
-
-def cannot_travel(network: Network, observed: Network | None = None) -> tuple[Finding, ...]:
-    """Everything of ``network`` that would be lost or cannot be made: none of it is left out in silence.
-
-    ``observed`` is a fresh namespace of the kernel on which it shall be made, when that is known.
-    """
-    return (
-        *(found for link in network.links if (found := _judge_link(link))),
-        *(found for address in network.addresses if (found := _judge_address(address))),
-        *(_judge_unread(unread) for unread in network.unread),
-        *(_missing_sysctl(key) for key in _missing_templates(network, observed)),
-    )
-
-
-def _missing_templates(network: Network, observed: Network | None) -> list[str]:
-    if observed is None:
-        return []
-    templates = [key for key in network.sysctls if (parts := _parts(key)) and parts[0] in ("all", "default")]
-    return [key for key in templates if key not in observed.sysctls]
-
-
-def _missing_sysctl(key: str) -> Finding:
-    return Finding(
-        severity=Severity.WARN,
-        code="sysctl-missing",
-        subject=f"sysctl {key}",
-        reason="this kernel does not have it",
-        remedy="none is needed where the group does not depend on it",
-    )
-
-
-def _judge_link(link: Link) -> Finding | None:
-    reason = "" if link.fallback or link.ifname == "lo" else _why_not(link)
-    if not reason:
-        return None
-    return Finding(
-        severity=Severity.BLOCK,
-        code="link-kind",
-        subject=f"link {link.ifname}",
-        reason=reason,
-        remedy="remove the link, or give the group one of a kind that travels",
-    )
-
-
-def _judge_address(address: Address) -> Finding | None:
-    lost = sorted({"temporary", "dadfailed", "stable-privacy"} & set(address.flags))
-    if not lost:
-        return None
-    return Finding(
-        severity=Severity.WARN,
-        code="address-flag",
-        subject=f"address {address.address} of {address.ifname}",
-        reason=f"the kernel lets nobody set {', '.join(lost)}; the address is restored without",
-        remedy="none is needed where only the address counts",
-    )
-
-
-def _judge_unread(unread: Unread) -> Finding:
-    return Finding(
-        severity=Severity.BLOCK if unread.code in _BLOCKING else Severity.WARN,
-        code=unread.code,
-        subject=unread.subject,
-        reason=unread.what,
-        remedy=_BLOCKING.get(unread.code, "set it again after the restore, where it is needed"),
-    )
-
-
-def _why_not(link: Link) -> str:
-    """Why ``link`` cannot be made in a fresh namespace; empty when it can."""
-    other = link.counterpart
-    if link.kind not in KINDS:
-        return f"links of kind {link.kind or 'physical'} are not supported"
-    if other is not None and other.place is Place.ELSEWHERE:
-        return "its other end is in a third network namespace"
-    if link.kind in ("veth", "vlan", "macvlan", "macvtap") and other is None:
-        return "what it stands on is not known"
-    if link.kind == "tun" and link.options.get("persist") != "1":
-        return "it is not persistent, so it goes with the process that made it"
-    return ""

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 
 from ckpt.errors import NetworkError
-from ckpt.kernel import conntrack, nft, rtnl_links, rtnl_routes, sysctl
+from ckpt.kernel import beyond, conntrack, nft, rtnl_links, rtnl_routes, sysctl
 from ckpt.kernel.netlink import Netlink
 from ckpt.kernel.netns import open_own
 from ckpt.kernel.rtnl_links import LinkReader
@@ -77,7 +77,9 @@ def _read(netns: int) -> Network:
         sysctls=sysctl.read_changed(netns, {link.ifname: link.mtu for link in links}),
         nftables=tables,
         conntrack=entries,
-        unread=(*reader.unread, *unread, *unread_tables, *unread_entries),
+        unread=tuple(
+            dict.fromkeys((*reader.unread, *unread, *unread_tables, *unread_entries, *beyond.read_beyond(netns, links)))
+        ),
         complete=True,
     )
 

@@ -12,7 +12,8 @@ import pytest
 from ckpt.errors import NetworkError
 from ckpt.kernel import apply, conntrack, netns, nft, rtnl, sysctl
 from ckpt.model.network import Network
-from ckpt.plan import cannot_travel, plan_network
+from ckpt.model.travel import cannot_travel
+from ckpt.plan import plan_network
 from tests.net import spaces
 from tests.net.spaces import comparable, fresh, restored, settle, shell
 
@@ -266,6 +267,24 @@ def test_read_names_what_cannot_travel(group: int) -> None:
     shell("ip link add vx0 type vxlan id 5 dstport 4789 local 127.0.0.1", group)
     findings = cannot_travel(rtnl.read_network(group))
     assert [(finding.code, finding.subject) for finding in findings] == [("link-kind", "link vx0")]
+
+
+BEYOND = {
+    "bridge-fdb": """ip link add br1 type bridge; ip link add va type veth peer name vb; ip link set va master br1
+        bridge fdb add 02:00:00:00:00:66 dev va master static""",
+    "ipsec": "ip xfrm state add src 10.0.0.1 dst 10.0.0.2 proto esp spi 5 enc 'cipher_null' ''",
+    "nexthop-object": "ip nexthop add id 7 dev eth0",
+    "link-qdisc": "tc qdisc add dev eth0 root netem delay 1ms || tc qdisc add dev eth0 root prio",
+}
+
+
+@pytest.mark.parametrize("code", BEYOND)
+def test_read_names_what_records_do_not_hold(group: int, code: str) -> None:
+    try:
+        shell(BEYOND[code], group)
+    except AssertionError as error:
+        pytest.skip(f"this kernel cannot make one: {error}")
+    assert code in {finding.code for finding in cannot_travel(rtnl.read_network(group))}
 
 
 def test_read_repeats_when_something_changes_meanwhile(group: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from ckpt.model.network import (
     Route,
     Rule,
 )
-from ckpt.plan import cannot_travel
+from ckpt.model.travel import cannot_travel
 from tests.net import spaces
 
 NAMES = st.text(string.ascii_letters + string.digits + "_-.$;'éß", min_size=1, max_size=9).map(lambda text: f"n{text}")

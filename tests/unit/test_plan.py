@@ -9,6 +9,7 @@ import pytest
 from ckpt.errors import UnsupportedError
 from ckpt.model.finding import Severity
 from ckpt.model.network import LOOPBACK, Address, Counterpart, Link, Network, Place, Route, Rule, Unread
+from ckpt.model.travel import cannot_travel
 from ckpt.plan import (
     AdjustLinks,
     BringUp,
@@ -20,7 +21,6 @@ from ckpt.plan import (
     SettleSysctls,
     Step,
     WriteSysctls,
-    cannot_travel,
     difference,
     order_addresses,
     order_links,

@@ -1,0 +1,111 @@
+"""What of a network namespace travels, and a finding for everything that does not.
+
+A kind of link travels when it can be made anew from its record. What cannot blocks a dump or a restore, or is only
+told, by how much the group would notice: nothing is left out in silence.
+"""
+
+from __future__ import annotations
+
+from ckpt.model.finding import Finding, Severity
+from ckpt.model.network import Address, Link, Network, Place, Unread
+
+KINDS = frozenset({"loopback", "veth", "bridge", "macvlan", "macvtap", "vlan", "dummy", "ifb", "tun"})
+"""The kinds of link that travel."""
+
+_BLOCKING = {
+    "iptables-legacy": "replace the iptables-legacy rules by nftables, or flush them",
+    "nft-xt": "write the rules with nft's own expressions",
+    "nft-table": "install a newer nft",
+    "route-attribute": "replace the route by one without it",
+    "rule-attribute": "replace the rule by one without it",
+    "link-master-kind": "take the link out of its master",
+    "ipsec": "let IPsec end before the group, or remove its states and policies",
+    "nexthop-object": "name the next hops in the routes themselves",
+    "ipvs": "remove the services",
+    "bridge-vlan": "turn VLAN filtering off",
+}
+
+
+def cannot_travel(network: Network, observed: Network | None = None) -> tuple[Finding, ...]:
+    """Everything of ``network`` that would be lost or cannot be made: none of it is left out in silence.
+
+    ``observed`` is a fresh namespace of the kernel on which it shall be made, when that is known.
+    """
+    return (
+        *(found for link in network.links if (found := _judge_link(link))),
+        *(found for address in network.addresses if (found := _judge_address(address))),
+        *(_judge_unread(unread) for unread in network.unread),
+        *(_missing_sysctl(key) for key in _missing_templates(network, observed)),
+    )
+
+
+def _missing_templates(network: Network, observed: Network | None) -> list[str]:
+    if observed is None:
+        return []
+    templates = [key for key in network.sysctls if _is_template(key)]
+    return [key for key in templates if key not in observed.sysctls]
+
+
+def _is_template(key: str) -> bool:
+    parts = key.split("/")
+    return len(parts) == 5 and parts[2] in ("conf", "neigh") and parts[3] in ("all", "default")
+
+
+def _missing_sysctl(key: str) -> Finding:
+    return Finding(
+        severity=Severity.WARN,
+        code="sysctl-missing",
+        subject=f"sysctl {key}",
+        reason="this kernel does not have it",
+        remedy="none is needed where the group does not depend on it",
+    )
+
+
+def _judge_link(link: Link) -> Finding | None:
+    reason = "" if link.fallback or link.ifname == "lo" else why_not(link)
+    if not reason:
+        return None
+    return Finding(
+        severity=Severity.BLOCK,
+        code="link-kind",
+        subject=f"link {link.ifname}",
+        reason=reason,
+        remedy="remove the link, or give the group one of a kind that travels",
+    )
+
+
+def _judge_address(address: Address) -> Finding | None:
+    lost = sorted({"temporary", "dadfailed", "stable-privacy"} & set(address.flags))
+    if not lost:
+        return None
+    return Finding(
+        severity=Severity.WARN,
+        code="address-flag",
+        subject=f"address {address.address} of {address.ifname}",
+        reason=f"the kernel lets nobody set {', '.join(lost)}; the address is restored without",
+        remedy="none is needed where only the address counts",
+    )
+
+
+def _judge_unread(unread: Unread) -> Finding:
+    return Finding(
+        severity=Severity.BLOCK if unread.code in _BLOCKING else Severity.WARN,
+        code=unread.code,
+        subject=unread.subject,
+        reason=unread.what,
+        remedy=_BLOCKING.get(unread.code, "set it again after the restore, where it is needed"),
+    )
+
+
+def why_not(link: Link) -> str:
+    """Why ``link`` cannot be made in a fresh namespace; empty when it can."""
+    other = link.counterpart
+    if link.kind not in KINDS:
+        return f"links of kind {link.kind or 'physical'} are not supported"
+    if other is not None and other.place is Place.ELSEWHERE:
+        return "its other end is in a third network namespace"
+    if link.kind in ("veth", "vlan", "macvlan", "macvtap") and other is None:
+        return "what it stands on is not known"
+    if link.kind == "tun" and link.options.get("persist") != "1":
+        return "it is not persistent, so it goes with the process that made it"
+    return ""
