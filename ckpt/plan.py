@@ -48,7 +48,7 @@ class WriteSysctls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeLink:
-    """``link`` is there, down; ``peer`` is the other end of a veth that has both in the namespace."""
+    """``link`` is there, down; ``peer`` is the other end of a veth that has both in what is made."""
 
     link: Link
     peer: Link | None = None

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,7 +22,7 @@ from ckpt.errors import NetworkError
 from ckpt.kernel import conntrack, nft, rtnl, rtnl_links, rtnl_routes, sysctl, tun
 from ckpt.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, KernelRefusal, Netlink
 from ckpt.kernel.rtnl_links import LinkReader, RawLink
-from ckpt.model.network import Address, Link, Place, Route
+from ckpt.model.network import Address, Counterpart, Link, Place, Route
 
 _SETTLING = 5.0
 _CARRIERS = 1.5
@@ -36,6 +38,18 @@ def apply(netns: int, steps: Sequence[plan.Step], undo: ExitStack) -> None:
 
 
 @contextlib.contextmanager
+def apply_group(spaces: Mapping[str, int], steps: Sequence[tuple[str, plan.Step]], undo: ExitStack) -> None:
+    """Carry out each of ``steps`` in the namespace of ``spaces`` that it names; see ``apply``."""
+    with ExitStack() as sockets:
+        outside = sockets.enter_context(Netlink())
+        appliers: dict[str, _Applier] = {}
+        for key, netns in spaces.items():
+            inside = sockets.enter_context(Netlink(netns=netns))
+            appliers[key] = _Applier(netns, inside, outside, undo, spaces)
+        for key, run in itertools.groupby(steps, key=lambda step: step[0]):
+            appliers[key].run([step for _, step in run])
+
+
 def _naming(code: str, subject: str, verb: str = "make") -> Iterator[None]:
     try:
         yield
@@ -44,12 +58,20 @@ def _naming(code: str, subject: str, verb: str = "make") -> Iterator[None]:
 
 
 class _Applier:
-    def __init__(self, netns: int, inside: Netlink, outside: Netlink, undo: ExitStack) -> None:
+    def __init__(
+        self,
+        netns: int,
+        inside: Netlink,
+        outside: Netlink,
+        undo: ExitStack,
+        spaces: Mapping[str, int] | None = None,
+    ) -> None:
         self._netns = netns
         self._inside = inside
         self._outside = outside
         self._undo = undo
         self._indices: dict[str, int] = {}
+        self._spaces = spaces or {}
 
     def run(self, steps: Sequence[plan.Step]) -> None:
         self._learn_indices()
@@ -102,9 +124,8 @@ class _Applier:
             elif other is None or other.place is Place.INSIDE:
                 lower = 0 if peer is not None or other is None else self._indices[other.ifname]
                 rtnl_links.make(self._inside, link, lower=lower, peer=peer)
-            elif link.kind == "veth":
-                # The host chooses the index of its own end.
-                rtnl_links.make(self._outside, link, netns=self._netns, peer=replace(other, ifindex=0))
+            elif other.place is Place.ELSEWHERE:
+                self._make_across(link, other, peer)
             else:
                 lower = self._outside_index(other.ifname, f"the link {link.ifname} stands on it")
                 rtnl_links.make(self._outside, link, netns=self._netns, lower=lower)
@@ -117,6 +138,35 @@ class _Applier:
         found = rtnl_links.read_one(self._outside, ifname=ifname)
         if found is not None:
             return found.index
+    def _make_to_caller(self, link: Link, other: Counterpart) -> None:
+        """Make a link whose counterpart is in the caller's namespace; asked for from inside, see ``_make_across``."""
+        own = open_own()
+        try:
+            if link.kind == "veth":
+                # The host chooses the index of its own end.
+                rtnl_links.make(self._inside, link, peer=replace(other, ifindex=0), peer_netns=own)
+            else:
+                lower = self._outside_index(other.ifname, f"the link {link.ifname} stands on it")
+                rtnl_links.make(self._inside, link, lower=lower, lower_nsid=rtnl_links.number_of(self._inside, own))
+        finally:
+            os.close(own)
+
+    def _make_across(self, link: Link, other: Counterpart, peer: Link | None) -> None:
+        """Make a link whose counterpart is in another namespace of the group.
+
+        Asked for from inside: older kernels look for a link of its name and index where the request comes from.
+        """
+        there = self._spaces[other.netns]
+        if link.kind == "veth":
+            rtnl_links.make(self._inside, link, peer=peer, peer_netns=there)
+            return
+        with Netlink(netns=there) as connection:
+            lower = rtnl_links.read_one(connection, ifname=other.ifname)
+        if lower is None:
+            raise NetworkError(f"there is no link {other.ifname} in the other namespace", code="link-missing")
+        nsid = rtnl_links.number_of(self._inside, there)
+        rtnl_links.make(self._inside, link, lower=lower.index, lower_nsid=nsid)
+
         raise NetworkError(
             f"there is no link {ifname} here",
             code="link-missing",
