@@ -23,20 +23,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpt import held, registry, sections
+from ckpt import held, registry, sections, spaces
 from ckpt.check import GHOST_LIMIT, check_dump
 from ckpt.errors import CkptError, ExistsError, NotFoundError, RefusedError, RolledBackError, StorageError
 from ckpt.explain import explain
 from ckpt.holding import SignalHold
 from ckpt.image import Summary, Writer, created
-from ckpt.kernel import criu, datagrams, ending, host, mntns, netns, proc, rtnl, sockdiag, takedown
+from ckpt.kernel import criu, datagrams, ending, host, mntns, netns, proc, rtnl_group, sockdiag, takedown
+from ckpt.kernel.group_lock import GroupLock
 from ckpt.kernel.lock import NetworkLock
-from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group
+from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group, NestedNetwork
 from ckpt.model.finding import Severity, refuse_blocked
 from ckpt.model.process import GroupFacts, Isolation, Process
 from ckpt.model.socket import Socket
 from ckpt.orphans import wait_for_end
 from ckpt.silence import scope_of, silence
+from ckpt.spaces import NETNS_KEY
 
 _log = logging.getLogger(__name__)
 
@@ -45,9 +47,6 @@ Progress = Callable[[str, int, int | None], None]
 
 IMAGES = Path("/var/lib/ckpt")
 """Where an image goes that was given no name."""
-
-NETNS_KEY = "ckpt-netns"
-"""The key under which CRIU's images name the group's network namespace, which is not in them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,8 +193,7 @@ class _Dump:
 
     def run(self, warnings: tuple[str, ...]) -> DumpReport:
         """All of the dump, in order."""
-        self._netns = netns.open_of(self._root) if self._isolated else netns.open_own()
-        self._cleanup.callback(os.close, self._netns)
+        self._spaces = spaces.opened(self._facts, self._cleanup)
         self._host = host.read_host(criu.version(self._program))
         self._make_directories()
         self._notes = self._take_notes()
@@ -248,17 +246,24 @@ class _Dump:
             datagrams=datagrams.outside(self._facts.sockets) if self._isolated else (),
         )
 
-    def _silence(self) -> NetworkLock:
+    def _make_lock(self) -> GroupLock:
+        if self._isolated:
+            return GroupLock([NetworkLock(space.netns) for space in self._spaces])
+        own = netns.open_own()
+        self._cleanup.callback(os.close, own)
+        return GroupLock([NetworkLock(own, scope=scope_of(self._facts.sockets))])
+
+    def _silence(self) -> GroupLock:
         """Lock the network, once no connection waits that the image could not hold."""
         listeners = None if self._isolated else self._facts.processes
-        lock = self._cleanup.enter_context(
-            NetworkLock(self._netns, scope=scope_of(self._facts.sockets) if listeners else None)
-        )
+        lock = self._cleanup.enter_context(self._make_lock())
 
         def note() -> None:
-            self._operation.note(lock_tables=list(lock.names), netns_pid=self._root)
+            nested = [one.pid for one in self._facts.nested]
+            self._operation.note(lock_tables=list(lock.names), netns_pid=self._root, nested_netns_pids=nested)
 
-        waiting = silence(lock, self._netns, listeners, note, patient=not self._options.skip_in_flight)
+        namespaces = [space.netns for space in self._spaces]
+        waiting = silence(lock, namespaces, listeners, note, patient=not self._options.skip_in_flight)
         if waiting and not self._options.skip_in_flight:
             raise RefusedError(
                 f"{self._name} cannot be dumped",
@@ -285,8 +290,7 @@ class _Dump:
 
     def _criu_options(self) -> dict[str, object]:
         external = [file.key for file in self._notes.files]
-        if self._isolated:
-            external.append(f"net[{netns.inode(self._netns)}]:{NETNS_KEY}")
+        external += [f"net[{space.inode}]:{space.key}" for space in self._spaces]
         options: dict[str, object] = {
             "pid": self._root,
             "log_level": 4,
@@ -339,7 +343,7 @@ class _Dump:
     def _commit(self) -> None:
         self._hold.begin()
         self._swrk.require_alive()
-        self._operation.note(committed=True, image=str(self._path), netns_names=list(self._netns_names()))
+        self._operation.note(committed=True, image=str(self._path), netns_names=self._all_netns_names())
         # From here on the lock must outlive us: tasks that die without it would be answered for by the kernel.
         self._lock.close(permanent=True)
         self._operation.note(lock_tables=list(self._lock.names))
@@ -353,14 +357,20 @@ class _Dump:
         """The group as it stands still; what was read before the freeze may have changed since."""
         processes = proc.read_tree(self._root)
         sockets = sockdiag.read_sockets(processes)
-        network = rtnl.read_network(self._netns) if self._isolated else None
+        if self._isolated:
+            spaces.require_all(self._spaces, processes, sockets)
+        networks = rtnl_group.read_networks({space.key: space.netns for space in self._spaces})
         return Checkpoint(
             group=self._describe_group(processes[0], sockets),
             source=self._host,
             processes=processes,
             sockets=sockets,
-            network=network,
+            network=networks.get(NETNS_KEY),
             criu=self._notes,
+            nested=tuple(
+                NestedNetwork(key=one.key, inode=one.inode, netns_names=one.names, network=networks[one.key])
+                for one in self._spaces[1:]
+            ),
         )
 
     def _describe_group(self, root: Process, sockets: tuple[Socket, ...]) -> Group:
@@ -372,14 +382,13 @@ class _Dump:
             pid_namespace=self._facts.root_is_init,
             command=self._entry.command if self._entry else root.cmdline,
             log=self._entry.log if self._entry else None,
-            netns_names=self._netns_names(),
+            netns_names=self._spaces[0].names if self._spaces else (),
             bridge_made=bool(self._entry and self._entry.bridge_made),
             connections=connections,
         )
 
-    def _netns_names(self) -> tuple[str, ...]:
-        pins = map(Path, self._facts.netns_pins)
-        return tuple(pin.name for pin in pins if pin.parent.resolve() == takedown.NETNS_NAMES)
+    def _all_netns_names(self) -> list[str]:
+        return [name for space in self._spaces for name in space.names]
 
     def _write_image(self, checkpoint: Checkpoint, still: Callable[[], None] = lambda: None) -> Summary:
         """Write the image; ``still`` raises, before it gets its name, when the group is not what it was."""
@@ -420,10 +429,10 @@ class _Dump:
         # CRIU sends SIGKILL and does not wait; until a task has ended it holds its PID, its files and its namespaces.
         for process in self._checkpoint.processes:
             wait_for_end(process.pid, process.start_time)
-        if self._isolated:
-            # Explicitly: when its last process has ended a namespace is taken down some time later.
-            takedown.remove_links(self._netns)
-            takedown.unpin(self._netns_names())
+        # Explicitly: when its last process has ended a namespace is taken down some time later.
+        for space in self._spaces:
+            takedown.remove_links(space.netns)
+        takedown.unpin(self._all_netns_names())
         self._lock.keep()
         if self._entry is not None:
             registry.remove(self._entry.name, pid=self._entry.pid)

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from ckpt import sections
-from ckpt.dump import NETNS_KEY, find_root
+from ckpt.dump import find_root
 from ckpt.errors import CkptError, RefusedError
 from ckpt.image import Reader
 from ckpt.kernel import criu, host, mntns, netns, proc, rtnl, takedown
@@ -18,6 +18,7 @@ from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group
 from ckpt.model.network import Network
 from ckpt.model.process import GroupFacts, Isolation
 from ckpt.registry import GroupEntry
+from ckpt.spaces import NETNS_KEY
 
 
 def read_checkpoint(target: str | int | Path, criu_path: str | None = None) -> Checkpoint:

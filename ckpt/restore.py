@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt import held, registry, sections
-from ckpt.dump import IMAGES, NETNS_KEY, Progress
+from ckpt.dump import IMAGES, Progress
 from ckpt.errors import CkptError, RestoreError, StorageError, UnknownOutcomeError
 from ckpt.explain import explain
 from ckpt.holding import SignalHold
@@ -41,7 +41,7 @@ from ckpt.model.process import FileKind
 from ckpt.orphans import are_pids_taken, killed_on_failure
 from ckpt.rebuild import rebuild
 from ckpt.revalidate import needs_of, revalidate
-from ckpt.verify import compare
+from ckpt.verify import compare, misplaced
 
 _log = logging.getLogger(__name__)
 
@@ -218,8 +218,7 @@ class _Restore:
         """What CRIU inherits and runs in: the namespaces of the group that are not in its images."""
         notes = self._checkpoint.criu
         self._inherited: list[dict[str, object]] = []
-        if self._home.netns is not None:
-            self._inherited.append({"key": notes.netns_key or NETNS_KEY, "fd": self._home.netns})
+        self._inherited += [{"key": room.key, "fd": room.netns} for room in self._home.rooms]
         for file in notes.files:
             self._inherited.append({"key": file.key, "fd": passing.enter_context(_opened(file))})
         passed = [int(str(one["fd"])) for one in self._inherited]
@@ -280,7 +279,9 @@ class _Restore:
         live = sockdiag.read_sockets(restored)
         missing = wanted - {one.ns_pid for one in restored}
         wrong = [f"the process {pid} is missing" for pid in sorted(missing)]
-        wrong += compare(self._checkpoint.sockets, live, tcp_close=self._tcp_close)
+        renumbered = self._home.renumbered
+        wrong += misplaced(self._checkpoint.processes, restored, renumbered)
+        wrong += compare(self._checkpoint.sockets, live, renumbered, tcp_close=self._tcp_close)
         if wrong:
             raise RestoreError(
                 "what CRIU restored is not what the image holds", code="restore-differs", details="\n".join(wrong)
@@ -293,7 +294,6 @@ class _Restore:
 
     def _write_down(self) -> None:
         group, home = self._checkpoint.group, self._home
-        addresses = home.network.addresses if home.network else ()
         entry = registry.GroupEntry(
             name=self._name,
             pid=self._root,
@@ -304,7 +304,7 @@ class _Restore:
             bridge=home.bridge,
             bridge_made=group.bridge_made,
             parent=home.parent,
-            addresses=tuple(one.address for one in addresses if one.scope == "global"),
+            addresses=home.addresses,
             log=group.log,
             command=group.command,
             restored_from=str(self._image),
@@ -315,12 +315,13 @@ class _Restore:
     # -- after ---------------------------------------------------------------------------------------------------
 
     def _announce(self) -> None:
-        if self._home.netns is None or self._home.network is None:
+        if not self._home.rooms:
             return
         began = time.monotonic()
         for after in ANNOUNCE_AFTER:
             time.sleep(max(0.0, began + after - time.monotonic()))
-            arp.announce(self._home.netns, self._home.network)
+            for room in self._home.rooms:
+                arp.announce(room.netns, room.network)
 
     def _undone(self, error: CkptError, images: Path) -> CkptError:
         brief = f"{self._name} could not be restored; nothing of it was left, the image is as it was"

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from ckpt.kernel import sockdiag
-from ckpt.kernel.lock import NetworkLock, Scope
+from ckpt.kernel.group_lock import GroupLock
+from ckpt.kernel.lock import Scope
 from ckpt.model.process import Process
 from ckpt.model.socket import Socket
 
@@ -20,8 +21,8 @@ DRAIN_SECONDS = 2.0
 
 
 def silence(
-    lock: NetworkLock,
-    netns: int,
+    lock: GroupLock,
+    spaces: Sequence[int],
     listeners: Sequence[Process] | None,
     note: Callable[[], None],
     *,
@@ -29,25 +30,26 @@ def silence(
 ) -> int:
     """Close ``lock``; how many connections wait to be accepted all the same.
 
-    ``listeners`` are the processes whose queues count where others have sockets in ``netns`` too; None: all do.
+    ``spaces`` are the namespaces that it closes. ``listeners`` are the processes whose queues count where others have
+    sockets in there too; None: all do.
     ``note`` is called whenever the tables of the lock have changed. Unless ``patient``, nothing is waited for.
     """
     deadline = time.monotonic() + DRAIN_SECONDS
     while True:
         lock.close()
         note()
-        waiting = _waiting(netns, listeners)
+        waiting = _waiting(spaces, listeners)
         if not waiting or not patient or time.monotonic() > deadline:
             return waiting
         lock.gate()
         note()
-        while _waiting(netns, listeners) and time.monotonic() < deadline:
+        while _waiting(spaces, listeners) and time.monotonic() < deadline:
             time.sleep(0.01)
 
 
-def _waiting(netns: int, listeners: Sequence[Process] | None) -> int:
+def _waiting(spaces: Sequence[int], listeners: Sequence[Process] | None) -> int:
     if listeners is None:
-        return sockdiag.accept_queue(netns)
+        return sum(map(sockdiag.accept_queue, spaces))
     return sum(one.accept_queue or 0 for one in sockdiag.read_sockets(listeners))
 
 

@@ -9,7 +9,9 @@ closed. Unix connections are compared by who faces whom.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
+from ckpt.model.process import Process
 from ckpt.model.socket import Owner, Socket
 
 Place = tuple[int, int]
@@ -19,12 +21,29 @@ CLOSING = frozenset({"fin_wait1", "fin_wait2", "closing", "last_ack", "close_wai
 """A connection on its way out goes through these on its own; which of them it is in says nothing."""
 
 
-def compare(wanted: Sequence[Socket], live: Sequence[Socket], *, tcp_close: bool = False) -> tuple[str, ...]:
+def compare(
+    wanted: Sequence[Socket],
+    live: Sequence[Socket],
+    renumbered: Mapping[int, int] | None = None,
+    *,
+    tcp_close: bool = False,
+) -> tuple[str, ...]:
     """What differs between the sockets of an image and those of the restored group, one line each.
 
+    ``renumbered`` is the number that a network namespace has now, by its former one, where it was made anew.
     With ``tcp_close`` connections were to be closed: their sockets must be there, unconnected.
     """
+    wanted = [replace(one, netns=(renumbered or {}).get(one.netns, 0)) for one in wanted]
     return tuple(_differences(wanted, _by_place(live), _by_inode(wanted), tcp_close=tcp_close))
+
+
+def misplaced(wanted: Sequence[Process], live: Sequence[Process], renumbered: Mapping[int, int]) -> Iterator[str]:
+    """The processes that are in another network namespace than the one that was made for theirs, one line each."""
+    found = {one.ns_pid: one.namespaces.get("net") for one in live}
+    for one in wanted:
+        expected = renumbered.get(one.namespaces.get("net", 0))
+        if expected is not None and found.get(one.ns_pid, expected) not in (expected, None):
+            yield f"the process {one.ns_pid} is in the network namespace {found[one.ns_pid]} instead of {expected}"
 
 
 def _by_place(sockets: Sequence[Socket]) -> dict[Place, Socket]:
@@ -61,6 +80,8 @@ def _differences(
 
 def _compare(wanted: Socket, live: Socket, *, closed: bool) -> Iterator[tuple[str, object, object]]:
     yield from _unequal(wanted, live, "family", "type", "protocol", "device")
+    if wanted.netns:
+        yield from _unequal(wanted, live, "netns")
     # The accepted end of a unix connection has its listener's name, and CRIU restores it without one.
     if not (wanted.peer and live.path is None):
         yield from _unequal(wanted, live, "path")

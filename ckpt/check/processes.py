@@ -117,12 +117,16 @@ def _namespaces(facts: GroupFacts, root: Process, process: Process) -> Iterator[
             SEPARATE,
         )
     # A mount or network namespace below the root task is dumped, and then the restore ends with "Can't restore sub-task
-    # in NS (cflags 40000000)" (criu/pstree.c) unless the root task has its own. Only then is the network restored, by
-    # CRIU itself, with the few kinds of link it knows and without a lock.
-    if "mnt" in other or ("net" in other and facts.isolation is Isolation.NONE):
-        yield block("namespace-nested", of_process(process), _nested("mount or network"), SEPARATE)
-    elif "net" in other:
-        yield warn("namespace-nested", of_process(process), f"{_nested('network')}; it is not locked", SEPARATE)
+    # in NS (cflags 40000000)" (criu/pstree.c) unless the root task has its own.
+    if "mnt" in other:
+        yield block("namespace-nested", of_process(process), _nested("mount"), SEPARATE)
+    elif "net" in other and facts.isolation is Isolation.NONE:
+        yield block(
+            "namespace-nested",
+            of_process(process),
+            f"{_nested('network')}, and that is the host's",
+            "start the group in a network namespace of its own (ckpt run, unshare --net): it may then have others too",
+        )
     if process is root and facts.userns_differs and (facts.pidns_is_hosts or not facts.mntns_differs):
         # without a PID namespace the restore fails "Unable to open the proc file system: Operation not permitted",
         # without a mount namespace the dump "can't dump unprivileged task whose /proc doesn't belong to it"

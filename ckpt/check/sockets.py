@@ -67,14 +67,14 @@ def _protocol(socket: Socket) -> Finding | None:
 
 
 def _state(facts: GroupFacts, socket: Socket) -> Iterator[Finding]:
-    if facts.netns and socket.netns != facts.netns:
+    if facts.netns and socket.netns not in (facts.netns, *(one.inode for one in facts.nested)):
         # of inet: dumps, and then "Unable to find a network namespace" (criu/sockets.c); of unix: "Unix socket 78809
         # not found" (criu/sk-unix.c)
         yield block(
             "socket-netns",
             of_socket(socket),
-            f"was made in another network namespace ({socket.netns}) than the group's",
-            "let the program open its sockets after it has entered its namespace",
+            f"was made in a network namespace ({socket.netns}) in which no process of the group is",
+            "let the program open its sockets after it has entered its namespace, or keep a process in the other one",
         )
     if socket.options.corked:
         # "Can't dump corked dgram socket c0c0" (criu/sk-inet.c)
@@ -132,24 +132,30 @@ def _lost(facts: GroupFacts, socket: Socket) -> Iterator[Finding]:
 
 
 def _own_congestion(facts: GroupFacts, socket: Socket) -> bool:
-    return None not in (socket.options.congestion, facts.congestion) and socket.options.congestion != facts.congestion
+    usual = {one.inode: one.congestion for one in facts.nested}.get(socket.netns, facts.congestion)
+    return None not in (socket.options.congestion, usual) and socket.options.congestion != usual
 
 
 def _unheld(facts: GroupFacts) -> Iterator[Finding]:
-    listening = sum(socket.accept_queue or 0 for socket in facts.sockets if socket.is_tcp and socket.state == "listen")
-    waiting = max(facts.accept_queue, listening)
-    if waiting:
-        # "In-flight connection (l) for f026" (criu/sk-inet.c), unless skip_in_flight
-        yield warn(
-            "socket-in-flight",
-            f"network namespace {facts.netns}",
-            f"{waiting} connections wait to be accepted: only those that the program accepts in time are kept",
-            "nothing, if the program accepts them soon",
-        )
-    for orphan in facts.orphans:
-        yield warn(
-            "socket-orphaned",
-            of_socket(orphan),
-            f"was closed by its program ({orphan.state}) before its peer has answered; the peer will not get the rest",
-            "wait until it is gone (ss --tcp), if the peer must get the last data",
-        )
+    nested = {one.inode: (one.accept_queue, one.orphans) for one in facts.nested}
+    for inode, (queue, orphans) in {facts.netns: (facts.accept_queue, facts.orphans), **nested}.items():
+        listeners = [one for one in facts.sockets if one.is_tcp and one.state == "listen"]
+        # where the namespace is the host's, its queues were not read
+        listening = sum(one.accept_queue or 0 for one in listeners if one.netns == inode or not nested)
+        waiting = max(queue, listening)
+        if waiting:
+            # "In-flight connection (l) for f026" (criu/sk-inet.c), unless skip_in_flight
+            yield warn(
+                "socket-in-flight",
+                f"network namespace {inode}",
+                f"{waiting} connections wait to be accepted: only those that the program accepts in time are kept",
+                "nothing, if the program accepts them soon",
+            )
+        for orphan in orphans:
+            yield warn(
+                "socket-orphaned",
+                of_socket(orphan),
+                f"was closed by its program ({orphan.state}) before its peer has answered; the peer will not get the "
+                "rest",
+                "wait until it is gone (ss --tcp), if the peer must get the last data",
+            )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ckpt.check.finding import block, of_file, of_holders, of_process, warn
 from ckpt.model.finding import Finding
-from ckpt.model.process import FileKind, GroupFacts, Isolation, OpenFile, OutsideEnd, Process
+from ckpt.model.process import FileKind, GroupFacts, Holder, Isolation, OpenFile, OutsideEnd, Process
 from ckpt.model.socket import Socket
 
 DEV_TTY = "5:0"
@@ -17,26 +17,32 @@ NETNS_NAMES = "/run/netns/"
 
 def check_surroundings(facts: GroupFacts) -> Iterator[Finding]:
     """The rules that look at both sides."""
-    if facts.netns_sharers:
-        yield block(
-            "netns-shared",
-            f"network namespace {facts.netns}",
-            f"is also that of {of_holders(facts.netns_sharers)}, outside of the group, whose network would be frozen "
-            "and taken away with it",
-            "end these processes, or name a root task that all of them are below",
-        )
-    kept = [pin for pin in facts.netns_pins if not pin.startswith(NETNS_NAMES)]
-    if kept:
-        yield warn(
-            "netns-pinned",
-            f"network namespace {facts.netns}",
-            f"is kept by {', '.join(kept)}: after the dump it stays, without its links",
-            "umount or close what keeps it",
-        )
+    yield from _netns(facts.netns, facts.netns_sharers, facts.netns_pins)
+    for one in facts.nested:
+        yield from _netns(one.inode, one.sharers, one.pins)
     for end in facts.outside:
         yield from _outside(facts, end)
     if facts.ipcns_is_hosts:
         yield from _sysv(facts)
+
+
+def _netns(inode: int, sharers: Sequence[Holder], pins: Sequence[str]) -> Iterator[Finding]:
+    if sharers:
+        yield block(
+            "netns-shared",
+            f"network namespace {inode}",
+            f"is also that of {of_holders(sharers)}, outside of the group, whose network would be frozen "
+            "and taken away with it",
+            "end these processes, or name a root task that all of them are below",
+        )
+    kept = [pin for pin in pins if not pin.startswith(NETNS_NAMES)]
+    if kept:
+        yield warn(
+            "netns-pinned",
+            f"network namespace {inode}",
+            f"is kept by {', '.join(kept)}: after the dump it stays, without its links",
+            "umount or close what keeps it",
+        )
 
 
 def _outside(facts: GroupFacts, end: OutsideEnd) -> Iterator[Finding]:

@@ -50,7 +50,8 @@ def read_group(root: int) -> GroupFacts:
         processes = read_tree(root)
         facts = surroundings.read(processes, sockdiag.read_sockets(processes))
         # A child that was forked after the tree was read is no stranger.
-        born = {holder.pid for holder in facts.netns_sharers} & set(tree_pids(root))
+        sharers = [*facts.netns_sharers, *(holder for one in facts.nested for holder in one.sharers)]
+        born = {holder.pid for holder in sharers} & set(tree_pids(root))
         if not born:
             break
     return facts

@@ -13,13 +13,24 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from ckpt.errors import NotFoundError
 from ckpt.kernel import diag, probe, sockdiag, syscalls
 from ckpt.kernel import netns as namespaces
 from ckpt.kernel.files import read_link
 from ckpt.kernel.procfs import read_namespaces, read_stat, read_text
-from ckpt.model.process import FileKind, GroupFacts, Holder, Isolation, OpenFile, OutsideEnd, Process, SysvIpc
+from ckpt.model.process import (
+    FileKind,
+    GroupFacts,
+    Holder,
+    Isolation,
+    NestedNetns,
+    OpenFile,
+    OutsideEnd,
+    Process,
+    SysvIpc,
+)
 from ckpt.model.socket import Socket
 
 PTMX = "5:2"
@@ -53,23 +64,55 @@ def read(processes: Sequence[Process], sockets: Sequence[Socket]) -> GroupFacts:
         missing_capabilities=probe.missing_capabilities(),
         mntns_differs=any(process.namespaces.get("mnt") not in (own.get("mnt"), None) for process in processes),
         userns_differs=any(process.namespaces.get("user") not in (own.get("user"), None) for process in processes),
-        outside=tuple(_outside(processes, sockets, foreign)),
+        outside=tuple(_outside(processes, sockets, foreign, _spaces(processes) if isolated else {netns: root.pid})),
         ipcns_is_hosts=hosts_ipc,
         sysv_ipc=_sysv(root.pid, pids if hosts_ipc else None),
         stuck=tuple(_stuck(processes)),
+        nested=tuple(_nested(processes, foreign)) if isolated else (),
     )
     return _with_network(facts) if netns else facts
 
 
+def _spaces(processes: Sequence[Process]) -> dict[int, int]:
+    """The network namespaces that the group's tasks are in, each with the first of them; the root's comes first."""
+    found: dict[int, int] = {}
+    for process in processes:
+        if (inode := process.namespaces.get("net")) is not None:
+            found.setdefault(inode, process.pid)
+    return found
+
+
+def _nested(processes: Sequence[Process], foreign: _Foreign) -> Iterator[NestedNetns]:
+    for inode, pid in list(_spaces(processes).items())[1:]:
+        try:
+            congestion, queue, orphans = _read_space(pid, own=True)
+        except NotFoundError:
+            continue  # its task has just ended
+        yield NestedNetns(
+            inode=inode,
+            pid=pid,
+            sharers=foreign.sharers(inode),
+            pins=(*_pins(inode), *foreign.openers(f"net:[{inode}]")),
+            accept_queue=queue,
+            orphans=orphans,
+            congestion=congestion,
+        )
+
+
 def _with_network(facts: GroupFacts) -> GroupFacts:
-    own = facts.isolation is Isolation.NETNS
-    netns = namespaces.open_of(facts.root)
+    congestion, queue, orphans = _read_space(facts.root, own=facts.isolation is Isolation.NETNS)
+    return dataclasses.replace(facts, accept_queue=queue, orphans=orphans, congestion=congestion)
+
+
+def _read_space(pid: int, *, own: bool) -> tuple[str | None, int, tuple[Socket, ...]]:
+    """Of the namespace of ``pid``: its congestion control, and if it is the group's ``own``, what nobody holds."""
+    netns = namespaces.open_of(pid)
     try:
         with namespaces.entered(netns):
             # /proc/sys/net shows the namespace of the thread that opens it
             congestion = read_text("/proc/sys/net/ipv4/tcp_congestion_control").strip() or None
         queue, orphans = (sockdiag.accept_queue(netns), sockdiag.read_orphans(netns)) if own else (0, ())
-        return dataclasses.replace(facts, accept_queue=queue, orphans=orphans, congestion=congestion)
+        return congestion, queue, orphans
     finally:
         os.close(netns)
 
@@ -165,10 +208,12 @@ def _netns(pid: int) -> int:
         return 0
 
 
-def _outside(processes: Sequence[Process], sockets: Sequence[Socket], foreign: _Foreign) -> Iterator[OutsideEnd]:
+def _outside(
+    processes: Sequence[Process], sockets: Sequence[Socket], foreign: _Foreign, spaces: Mapping[int, int]
+) -> Iterator[OutsideEnd]:
     files = [file for process in processes for file in process.files]
     yield from _outside_pipes(files, foreign)
-    yield from _outside_sockets(processes[0].pid, sockets, foreign)
+    yield from _outside_sockets(spaces, sockets, foreign)
     yield from _outside_terminals(processes, files, foreign)
 
 
@@ -180,7 +225,7 @@ def _outside_pipes(files: Sequence[OpenFile], foreign: _Foreign) -> Iterator[Out
             yield OutsideEnd(kind=file.kind.value, inode=inode, path=file.path, holders=holders)
 
 
-def _outside_sockets(root: int, sockets: Sequence[Socket], foreign: _Foreign) -> Iterator[OutsideEnd]:
+def _outside_sockets(spaces: Mapping[int, int], sockets: Sequence[Socket], foreign: _Foreign) -> Iterator[OutsideEnd]:
     own = {one.inode for one in sockets}
     for one in sockets:
         sharers = foreign.holders(f"socket:[{one.inode}]")
@@ -188,7 +233,7 @@ def _outside_sockets(root: int, sockets: Sequence[Socket], foreign: _Foreign) ->
             yield OutsideEnd(kind="socket", inode=one.inode, path=one.path or "", holders=sharers)
     # what waits in a listener has no other end yet (peer 0): it is listed by the listener, which then counts as that
     connected = [one for one in sockets if one.family == "unix" and one.state == "established" and one.peer not in own]
-    names, listeners = _unix_peers(root) if connected else ({}, {})
+    names, listeners = _unix_peers(spaces) if connected else ({}, {})
     for one in connected:
         peer = one.peer or listeners.get(one.inode, 0)
         holders = foreign.holders(f"socket:[{peer}]") if peer not in own else ()
@@ -197,13 +242,16 @@ def _outside_sockets(root: int, sockets: Sequence[Socket], foreign: _Foreign) ->
             yield OutsideEnd(kind="unix", inode=one.inode, path=names.get(peer) or "", peer=peer, holders=holders)
 
 
-def _unix_peers(root: int) -> tuple[dict[int, str | None], dict[int, int]]:
-    """Names of unix sockets, and listener by waiting client, in the namespace of ``root`` and in ckpt's own."""
+def _unix_peers(spaces: Mapping[int, int]) -> tuple[dict[int, str | None], dict[int, int]]:
+    """Names of unix sockets, and listener by waiting client, in ckpt's own namespace and in the group's ``spaces``."""
     names: dict[int, str | None] = {}
     listeners: dict[int, int] = {}
     with contextlib.ExitStack() as stack:
-        for opened in (namespaces.open_own, lambda: namespaces.open_of(root)):
-            fd = opened()
+        for pid in (0, *spaces.values()):
+            try:
+                fd = namespaces.open_of(pid) if pid else namespaces.open_own()
+            except NotFoundError:
+                continue  # its task has just ended
             stack.callback(os.close, fd)
             for entry in diag.unix_sockets(fd):
                 names[entry.inode] = entry.name

@@ -16,6 +16,7 @@ from ckpt.model.process import (
     Isolation,
     MappedFile,
     MountPlace,
+    NestedNetns,
     OutsideEnd,
     SysvIpc,
     Thread,
@@ -65,6 +66,8 @@ LEADER = (Thread(tid=71, name="a", state="Z"), Thread(tid=72, name="a", state="S
 SHARED_SOCKET = OutsideEnd(kind="socket", inode=500, holders=SHELL)
 INNER: dict[str, Any] = {"ns_pids": (71, 1), "ns_pgids": (71, 1)}
 
+NESTED = (NestedNetns(inode=99, pid=72, congestion="cubic"),)
+
 BLOCKS = [
     ("process-kernel-thread", group(process(kernel_thread=True))),
     ("process-self", group(self_and_ancestors=(900, 71, 1))),
@@ -82,6 +85,7 @@ BLOCKS = [
     ("user-namespace", group(userns_differs=True, pidns_is_hosts=False)),
     ("thread-namespace", group(process(threads=(Thread(tid=72, name="a", state="S", own_namespaces=("net",)),)))),
     ("netns-shared", group(netns_sharers=SHELL)),
+    ("netns-shared", nested("net", nested=(NestedNetns(inode=99, pid=72, sharers=SHELL),))),
     ("socket-shared", group(sockets=(socket(),), outside=(SHARED_SOCKET,))),
     ("unix-peer-outside", unix()),
     ("unix-peer-outside", unix(type="seqpacket")),
@@ -131,8 +135,8 @@ BLOCKS = [
 
 WARNINGS = [
     ("session-shared", group(process(sid=60, ns_sids=(60,)))),
-    ("namespace-nested", nested("net")),
     ("netns-pinned", group(netns_pins=("/mnt/blue",))),
+    ("netns-pinned", nested("net", nested=(NestedNetns(inode=99, pid=72, pins=("/mnt/blue",)),))),
     (
         "pipe-outside",
         group(
@@ -153,12 +157,19 @@ WARNINGS = [
     ("socket-option", group(sockets=(socket(options=SocketOptions(congestion="bbr")),), congestion="cubic")),
     ("socket-in-flight", with_socket(accept_queue=2)),
     ("socket-in-flight", group(accept_queue=1)),
+    ("socket-in-flight", nested("net", nested=(NestedNetns(inode=99, pid=72, accept_queue=1),))),
+    (
+        "socket-option",
+        nested("net", nested=NESTED, sockets=(socket(netns=99, options=SocketOptions(congestion="bbr")),)),
+    ),
     ("socket-orphaned", group(orphans=(socket(owners=(), state="last_ack", remote=Endpoint(address="a", port=1)),))),
 ]
 
 SILENT = [
     ("a plain process", group()),
     ("a name by ip netns", group(netns_pins=("/run/netns/blue",))),
+    ("a nested network namespace", nested("net", nested=NESTED)),
+    ("a socket of a nested one", nested("net", nested=NESTED, sockets=(socket(netns=99),))),
     ("its session inside", group(process(**INNER, ns_sids=(71, 1)))),
     ("a zombie child", group(process(), process(72, state="Z", exe=None, namespaces={}))),
     ("a stopped process", group(process(state="T"))),
