@@ -108,6 +108,7 @@ def test_without_a_lock_the_kernel_answers(peers: int, wire: Wire) -> None:
 def test_close_lets_nothing_leave(peers: int, wire: Wire, permanent: bool) -> None:
     with NetworkLock(peers) as locked:
         locked.close(permanent=permanent)
+        wire.left()  # what left before
         provoke()
         # The dying of what the group holds: a connection that is closed, a listener that goes, data that is sent.
         for family, address in ((socket.AF_INET, HERE), (socket.AF_INET6, HERE6)):
@@ -125,6 +126,7 @@ def test_close_silences_a_connection_that_dies(peers: int, wire: Wire) -> None:
             assert "tcp SA" in wire.left()
             with NetworkLock(peers) as locked:
                 locked.close(permanent=True)
+                wire.left()
                 # Unread data makes the kernel send a RST at the end; here it sends it into the lock.
                 server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 server.close()
@@ -155,6 +157,7 @@ def test_close_keeps_a_connection_alive(peers: int) -> None:
 def test_close_lets_packets_with_the_mark_of_criu_pass(peers: int, wire: Wire) -> None:
     with NetworkLock(peers) as locked, _inside(peers, socket.AF_INET, socket.SOCK_DGRAM) as one:
         locked.close()
+        wire.left()
         with pytest.raises(PermissionError):
             one.sendto(b"x", (HERE, 9))
         assert wire.left() == []
@@ -198,7 +201,7 @@ def test_gate_drops_a_new_connection_and_lets_an_old_one_talk(peers: int, wire: 
             locked.gate()
             wire.left()
             provoke_syn()
-            assert wire.left() == []
+            assert [line for line in wire.left() if line.startswith("tcp")] == []
             client.send(b"x")
             assert server.recv(10) == b"x"
             server.close()
@@ -324,7 +327,8 @@ def test_scope_silences_its_own_sockets_and_no_others(peers: int, wire: Wire) ->
         provoke_syn()
         with socket.socket(type=socket.SOCK_DGRAM) as one:
             one.sendto(b"x", (THERE, 9))
-        assert wire.left() == []
+        # Multicast reports of the namespace itself are none of the scope's.
+        assert [line for line in wire.left() if line.startswith(("tcp", "udp", "icmp "))] == []
         theirs.send(b"y")
         servers[1].settimeout(SECONDS)
         assert servers[1].recv(10) == b"y"

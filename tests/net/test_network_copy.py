@@ -270,10 +270,7 @@ def test_read_names_what_cannot_travel(group: int) -> None:
 
 
 BEYOND = {
-    "bridge-fdb": """ip link add br1 type bridge; ip link add va type veth peer name vb; ip link set va master br1
-        bridge fdb add 02:00:00:00:00:66 dev va master static""",
     "ipsec": "ip xfrm state add src 10.0.0.1 dst 10.0.0.2 proto esp spi 5 enc 'cipher_null' ''",
-    "nexthop-object": "ip nexthop add id 7 dev eth0",
     "link-qdisc": "tc qdisc add dev eth0 root netem delay 1ms || tc qdisc add dev eth0 root prio",
 }
 
