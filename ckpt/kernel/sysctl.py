@@ -12,9 +12,10 @@ from __future__ import annotations
 import errno
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 from ckpt.errors import NetworkError
+from ckpt.kernel import devconf
 from ckpt.kernel.netns import create, entered
 
 _ROOT = "/proc/sys"
@@ -46,27 +47,63 @@ def is_template(key: str) -> bool:
 
 def read_all(netns: int) -> dict[str, str]:
     """Every sysctl that can be read and written in ``netns``."""
+    walk = _Walk(devconf.read_marks(netns))
     with entered(netns):
-        return dict(_walk("net", {}))
+        walk.enter("net")
+    return walk.values
 
 
-def _walk(directory: str, kept: dict[str, bool]) -> Iterator[tuple[str, str]]:
-    """The keys below ``directory``; ``kept`` remembers which names of a per-device tree are read and written.
+class _Walk:
+    """One walk through a namespace's files. A thousand links have a hundred thousand, so few of them are opened.
 
-    A thousand links have a hundred thousand of these files, so each costs no more than opening and reading it.
+    What is remembered: which names of a per-device tree are read and written, and the text that was read for a name
+    with a certain number behind it (`devconf`).
     """
-    with os.scandir(f"{_ROOT}/{directory}") as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
+
+    def __init__(self, marks: Mapping[tuple[str, str], devconf.Marks]) -> None:
+        self.values: dict[str, str] = {}
+        self._marks = marks
+        self._kept: dict[tuple[str, str], bool] = {}
+        self._texts: dict[tuple[str, str, int], str | None] = {}
+
+    def enter(self, directory: str) -> None:
+        """Take the values of all keys below ``directory``."""
+        with os.scandir(f"{_ROOT}/{directory}") as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        tree, _, device = directory.rpartition("/")
+        if tree in _DEVICE_TREES and device not in _TEMPLATES:
+            self._take_device(tree, device, entries)
+            return
+        for entry in entries:
             key = f"{directory}/{entry.name}"
             if entry.is_dir():
-                yield from _walk(key, kept)
+                self.enter(key)
+            elif _is_kept(entry, key) and (value := _read(key)) is not None:
+                self.values[key] = value
+
+    def _take_device(self, tree: str, device: str, entries: Iterable[os.DirEntry[str]]) -> None:
+        marks = self._marks.get((tree, device), {})
+        for entry in entries:
+            name = entry.name
+            key = f"{tree}/{device}/{name}"
+            kept = self._kept.get((tree, name))
+            if kept is None:
+                kept = self._kept[tree, name] = _is_kept(entry, key)
+            if not kept:
                 continue
-            parts = device_of(key)
-            alike = f"{parts[0]}//{parts[2]}" if parts and parts[1] not in _TEMPLATES else key
-            if alike not in kept:
-                kept[alike] = entry.stat().st_mode & 0o600 == 0o600 and key not in _ACTIONS
-            if kept[alike] and (value := _read(key)) is not None:
-                yield key, value
+            mark = marks.get(name)
+            if mark is None:
+                value = _read(key)
+            elif (tree, name, mark) in self._texts:
+                value = self._texts[tree, name, mark]
+            else:
+                value = self._texts[tree, name, mark] = _read(key)
+            if value is not None:
+                self.values[key] = value
+
+
+def _is_kept(entry: os.DirEntry[str], key: str) -> bool:
+    return entry.stat().st_mode & 0o600 == 0o600 and key not in _ACTIONS
 
 
 def _read(key: str) -> str | None:
