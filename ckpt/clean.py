@@ -22,13 +22,16 @@ from functools import partial
 from pathlib import Path
 
 from ckpt import held, registry, stop
-from ckpt.errors import CkptError, NotFoundError
+from ckpt.errors import CkptError, NetworkError, NotFoundError
 from ckpt.image import Reader
 from ckpt.kernel import ending, lock, mntns, netns, outside, proc, remains, takedown
 from ckpt.registry import OperationEntry
 
 CRIU_SECONDS = 15.0
 """How long a CRIU whose ckpt is gone is waited for. It notices when it next asks, between two steps of its work."""
+
+HOLDER_SECONDS = 2.0
+"""How long a lock may take to go with the ckpt that owned it."""
 
 LOG_SECONDS = 24 * 3600.0
 """How long CRIU's log of a failure is kept."""
@@ -277,8 +280,16 @@ def _locks_of(pid: int, why: str) -> Iterator[_Found]:
 
 def _unlock(pid: int, name: str) -> None:
     namespace = netns.open_of(pid)
+    deadline = time.monotonic() + HOLDER_SECONDS
     try:
-        lock.remove(namespace, name)
+        while True:
+            try:
+                return lock.remove(namespace, name)
+            except NetworkError:
+                # The nft that held it for a ckpt which was killed just now is on its way out.
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
     finally:
         os.close(namespace)
 

@@ -253,16 +253,10 @@ class Survivor:
 
     def check(self) -> tuple[clean.CleanAction, ...]:
         """Clean, see that nothing is left and that the group runs or is restored; what was cleaned."""
-        announced = clean.clean(dry_run=True)
         done = clean.clean()
         assert clean.clean() == (), "a second clean found something"
         assert left_behind(self.image.parent) == []
         assert [action for action in done if not action.done] == []
-        # A CRIU that still works may find time to end by itself, and the kernel takes links and processes along.
-        if not any(action.kind == "CRIU" for action in announced):
-            fleeting = ("link", "process")
-            assert set(done) <= set(announced)
-            assert {one for one in announced if one.kind not in fleeting} <= set(done)
         if not self.runs:
             assert is_whole(self.image), "it neither runs nor is there an image"
             restore_group(self.image)

@@ -11,6 +11,7 @@ passage of a step the fault strikes: ``ckpt`` is this process, ``criu`` the CRIU
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -32,7 +33,11 @@ from ckpt.kernel.proc import children
 restore.ANNOUNCE_AFTER = restore.ANNOUNCE_AFTER[:1]  # type: ignore[assignment]
 host.PROBE_SECONDS = 0.05
 
-_WATCHED = ("ckpt.dump", "ckpt.restore", "ckpt.registry", "ckpt.held", "ckpt.kernel.", "ckpt.image")
+_WATCHED = ("ckpt.dump", "ckpt.rebuild", "ckpt.restore", "ckpt.registry", "ckpt.held", "ckpt.kernel.", "ckpt.image")
+
+
+_WRAPPERS = ("nsenter", "unshare", "python", "dash", "sh", "env")
+"""What CRIU may be started by."""
 
 
 class Profiler:
@@ -69,14 +74,16 @@ CRIUS: list[criu.Swrk] = []
 
 def running_criu() -> int:
     """The PID of the CRIU that runs now, below whatever it was wrapped in."""
-    pid = CRIUS[-1].pid
     deadline = time.monotonic() + 5
-    while os.path.basename(os.readlink(f"/proc/{pid}/exe")).startswith(("nsenter", "unshare", "python", "dash", "sh")):
+    while time.monotonic() < deadline:
+        pid = CRIUS[-1].pid
         # A wrapper forks, or becomes what it wraps.
-        pid = next(iter(children(pid)), pid)
-        if time.monotonic() > deadline:
-            raise SystemExit("CRIU does not run")
-    return pid
+        with contextlib.suppress(OSError):
+            while os.path.basename(os.readlink(f"/proc/{pid}/exe")).startswith(_WRAPPERS):
+                pid = next(iter(children(pid)), 0)
+            return pid
+        time.sleep(0.001)
+    raise SystemExit("CRIU does not run")
 
 
 def running_nft() -> int:
@@ -98,19 +105,27 @@ def remember_criu() -> None:
     criu.Swrk.__enter__ = remembered  # type: ignore[method-assign]
 
 
-def strike(fault: str) -> None:
-    """Let the fault happen: VICTIM or VICTIM-SIGNAL, as in ``criu-STOP``."""
+def strike(fault: str, delay: float) -> None:
+    """Let the fault happen, now or in a moment: VICTIM or VICTIM-SIGNAL, as in ``criu-STOP``."""
     print("struck", file=sys.stderr, flush=True)
     victim, _, name = fault.partition("-")
     number = signal.Signals[f"SIG{name or 'KILL'}"]
+    if delay:
+        threading.setprofile(None)
+        threading.Timer(delay, kill, (victim, number)).start()
+    else:
+        kill(victim, number)
+
+
+def kill(victim: str, number: signal.Signals) -> None:
+    """Send the signal, and see it arrive."""
     if victim == "ckpt":
         os.kill(os.getpid(), number)
         return
     pid = running_criu() if victim == "criu" else running_nft()
     os.kill(pid, number)
-    if number is signal.SIGKILL:
-        while state(pid) not in "ZX":
-            time.sleep(0.001)
+    while state(pid) not in ("ZX" if number is signal.SIGKILL else "ZXT"):
+        time.sleep(0.001)
 
 
 def state(pid: int) -> str:
@@ -122,7 +137,9 @@ def state(pid: int) -> str:
 
 
 def work(plan: dict[str, Any]) -> dict[str, Any]:
-    """Do what the plan says; the report's essentials."""
+    """Do what the plan says; the report's essentials. ``cli`` is the command line, with its exit status."""
+    if plan["work"] == "cli":
+        sys.exit(cli.invoke(plan["arguments"]))
     arguments = plan.get("arguments", {})
     if plan["work"] == "dump":
         dumped = dump.dump_group(plan["target"], Path(plan["image"]), **arguments)
@@ -136,20 +153,19 @@ def main() -> None:
     plan = json.loads(sys.argv[1])
     remember_criu()
     trace: list[str] | None = [] if "trace" in plan else None
-    profiler = Profiler(plan.get("point"), plan.get("passage", 1), lambda: strike(plan["fault"]), trace)
+    profiler = Profiler(
+        plan.get("point"), plan.get("passage", 1), lambda: strike(plan["fault"], plan.get("delay", 0.0)), trace
+    )
     outcome: dict[str, Any]
     try:
-        with cli._signals_undo():
-            threading.setprofile(profiler)
-            sys.setprofile(profiler)
-            try:
-                outcome = work(plan)
-            finally:
-                sys.setprofile(None)
+        threading.setprofile(profiler)
+        sys.setprofile(profiler)
+        try:
+            outcome = work(plan)
+        finally:
+            sys.setprofile(None)
     except CkptError as error:
         outcome = {"error": error.code, "class": type(error).__name__, "text": str(error)}
-    except KeyboardInterrupt as error:
-        outcome = {"interrupted": str(error) or "SIGINT"}
     if trace is not None:
         Path(plan["trace"]).write_text("\n".join(trace))
     print(json.dumps(outcome))

@@ -37,7 +37,7 @@ _DUMP, _RESTORE = "ckpt.dump:_Dump", "ckpt.restore:_Restore"
 DUMP = (
     Step("return ckpt.registry:Operation.__enter__"),
     Step("return ckpt.registry:Operation.note"),
-    Step(f"return {_DUMP}._make_images_directory"),
+    Step(f"call {_DUMP}._take_notes"),
     Step("call ckpt.kernel.lock:_put_in_place", wide=True),
     Step("return ckpt.kernel.lock:_hold"),
     Step(f"return {_DUMP}._silence"),
@@ -80,7 +80,7 @@ LEAVE_RUNNING = (
 RESTORE = (
     Step("return ckpt.registry:Operation.__enter__"),
     Step("return ckpt.registry:Operation.note"),
-    Step("return ckpt.restore>mkdir", wide=True),
+    Step("call ckpt.image.extraction:extract", wide=True),
     Step("return ckpt.image.extraction:_create", 5),
     Step(f"return {_RESTORE}._extract"),
     Step("call ckpt.kernel.lock:_put_in_place", wide=True),
