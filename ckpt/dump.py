@@ -23,8 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpt import held, registry, sections, spaces
-from ckpt.check import GHOST_LIMIT, check_dump
+from ckpt import forecast, held, registry, sections, spaces
+from ckpt.check import GHOST_LIMIT
 from ckpt.errors import CkptError, ExistsError, NotFoundError, RefusedError, RolledBackError, StorageError
 from ckpt.explain import explain
 from ckpt.holding import SignalHold
@@ -104,7 +104,7 @@ def dump_group(
     entry, root = find_root(target)
     _require_idle(root)
     facts = proc.read_group(root)
-    findings = check_dump(facts)
+    findings = forecast.findings_of(facts)
     refuse_blocked(findings, f"{target} cannot be dumped")
     name = entry.name if entry else _name_for(facts.processes[0])
     path = _output_path(output, name, force=force)
@@ -360,6 +360,7 @@ class _Dump:
         if self._isolated:
             spaces.require_all(self._spaces, processes, sockets)
         networks = rtnl_group.read_networks({space.key: space.netns for space in self._spaces})
+        refuse_blocked(tuple(forecast.left_behind(networks)), f"{self._name} cannot be dumped")
         return Checkpoint(
             group=self._describe_group(processes[0], sockets),
             source=self._host,

@@ -39,15 +39,15 @@ def _host() -> Sequence[Finding]:
 
 def _group(target: str | int) -> Sequence[Finding]:
     from ckpt import registry
-    from ckpt.check import check_dump
+    from ckpt.forecast import findings_of
     from ckpt.kernel.proc import read_group
 
     if isinstance(target, int):
-        return check_dump(read_group(target))
+        return findings_of(read_group(target))
     entry = registry.get(target)
     if not entry.alive:
         raise NotFoundError(f"{target} has exited", code="group-exited", hint=f"`ckpt logs {target}` may say why")
-    return check_dump(read_group(entry.pid))
+    return findings_of(read_group(entry.pid))
 
 
 def _image(image: Path) -> Sequence[Finding]:
