@@ -97,7 +97,7 @@ def examine(
 ) -> tuple[Finding, ...]:
     """What is to be said of restoring ``checkpoint`` on this host; changes nothing."""
     groups = tuple(_known(entry) for entry in registry.entries())
-    needs = needs_of(checkpoint.group, checkpoint.processes, checkpoint.sockets, checkpoint.network, checkpoint.criu)
+    needs = needs_of(checkpoint)
     target = host.read_target(needs, criu.version(program), groups=groups)
     return revalidate(checkpoint, target, name=name, tcp_close=tcp_close, pages=pages)
 

@@ -138,3 +138,10 @@ class Checkpoint:
     network: Network | None
     criu: CriuNotes
     nested: tuple[NestedNetwork, ...] = ()
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """All namespaces of the group by their keys, the root task's first; none where that is the host's."""
+        if self.network is None:
+            return {}
+        return {self.criu.netns_key or "": self.network} | {one.key: one.network for one in self.nested}

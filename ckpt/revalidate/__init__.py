@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.finding import Finding
 from ckpt.model.host import TargetFacts
-from ckpt.model.network import Network
 from ckpt.revalidate.files import check_files
 from ckpt.revalidate.host import check_host
 from ckpt.revalidate.needs import needs_of
@@ -45,10 +44,24 @@ def revalidate(
 
 
 def _malformed(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Addresses that are none. An image may hold any text, and nothing of it is used before this is known."""
-    network = checkpoint.network or Network()
-    outside = [address for link in network.links if link.counterpart for address in link.counterpart.addresses]
-    texts = [address.address for address in (*network.addresses, *outside)]
+    """Addresses that are none, and namespaces that cannot be told apart.
+
+    An image may hold any text, and nothing of it is used before this is known.
+    """
+    if len(checkpoint.networks) != len(checkpoint.nested) + (checkpoint.network is not None) or (
+        checkpoint.nested and checkpoint.network is None
+    ):
+        yield block(
+            "netns-invalid",
+            "nested network namespaces",
+            "two of the image's namespaces have one key, or they are nested in none",
+            "do not trust this image",
+        )
+    networks = checkpoint.networks.values()
+    links = [link for network in networks for link in network.links]
+    outside = [address for link in links if link.counterpart for address in link.counterpart.addresses]
+    inside = [address for network in networks for address in network.addresses]
+    texts = [address.address for address in (*inside, *outside)]
     ends = [end for one in checkpoint.sockets if one.is_inet for end in (one.local, one.remote) if end]
     for text in dict.fromkeys((*texts, *(end.address for end in ends))):
         try:
@@ -60,8 +73,8 @@ def _malformed(checkpoint: Checkpoint) -> Iterator[Finding]:
 def _findings(
     checkpoint: Checkpoint, target: TargetFacts, name: str, tcp_close: bool, pages: int | None
 ) -> Iterator[Finding]:
-    needs = needs_of(checkpoint.group, checkpoint.processes, checkpoint.sockets, checkpoint.network, checkpoint.criu)
+    needs = needs_of(checkpoint)
     yield from check_host(checkpoint, needs, target, name=name, pages=pages)
     yield from check_files(needs, target)
-    yield from check_network(checkpoint, needs, target)
+    yield from check_network(checkpoint, target)
     yield from check_sockets(checkpoint, target, tcp_close=tcp_close)

@@ -12,11 +12,11 @@ import dataclasses
 import os
 import posixpath
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from ckpt.model.checkpoint import CriuNotes, Group, Mount
+from ckpt.model.checkpoint import Checkpoint, CriuNotes, Mount
 from ckpt.model.host import FileNeed, FileRole, Needs, Probe
-from ckpt.model.network import Address, Network, Place
+from ckpt.model.network import Address, Link, Network, Place
 from ckpt.model.process import FileKind, Isolation, MappedFile, OpenFile, Process
 from ckpt.model.socket import Endpoint, Socket
 
@@ -28,24 +28,20 @@ _DELETED = " (deleted)"
 NETNS_NAMES = "/run/netns"
 _LOOPBACK_KINDS = ("loopback", "")
 
+Networks = Mapping[str, Network]
+"""The namespaces of a group by their keys."""
 
-def needs_of(
-    group: Group,
-    processes: Sequence[Process],
-    sockets: Sequence[Socket],
-    network: Network | None,
-    notes: CriuNotes | None = None,
-) -> Needs:
-    """All that has to be looked up on a target before a group of these processes and sockets is restored there.
 
-    ``notes`` say which mounts the group has of its own; without them its paths are the host's.
-    """
+def needs_of(checkpoint: Checkpoint) -> Needs:
+    """All that has to be looked up on a target before the group is restored there."""
+    group, processes, sockets = checkpoint.group, checkpoint.processes, checkpoint.sockets
+    names = [*group.netns_names, *(name for one in checkpoint.nested for name in one.netns_names)]
     in_hosts_netns = group.isolation is Isolation.NONE
     return Needs(
-        files=(*_file_needs(processes, sockets, notes or CriuNotes()), *map(_netns_name, group.netns_names)),
-        probes=() if network is None else tuple(_probes(network)),
+        files=(*_file_needs(processes, sockets, checkpoint.criu), *map(_netns_name, names)),
+        probes=tuple(_probes(checkpoint.networks)),
         pids=() if group.pid_namespace else ids_of(processes),
-        kinds=() if network is None else _kinds(network, bridge_made=group.bridge_made),
+        kinds=_kinds(checkpoint.networks, bridge_made=group.bridge_made),
         tools=("nft",),
         ports=_ports(sockets) if in_hosts_netns else (),
         binds=_binds(sockets) if in_hosts_netns else (),
@@ -59,25 +55,35 @@ def ids_of(processes: Sequence[Process]) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def segments(network: Network, ifname: str) -> tuple[str, ...]:
-    """The links of the host on whose Ethernet segment frames of the group's link ``ifname`` appear untagged."""
+def segments(networks: Networks, key: str, ifname: str) -> tuple[str, ...]:
+    """The links of the host on whose Ethernet segment frames of the link ``ifname`` of ``key`` appear untagged."""
     found: dict[str, None] = {}
-    seen: set[str] = set()
-    waiting = [ifname]
+    seen: set[tuple[str, str]] = set()
+    waiting = [(key, ifname)]
     while waiting:
-        link = network.link(waiting.pop())
-        if link is None or link.ifname in seen or link.kind == "vlan":
+        key, ifname = waiting.pop()
+        link = _link(networks, key, ifname)
+        if link is None or (key, ifname) in seen or link.kind == "vlan":
             continue
-        seen.add(link.ifname)
+        seen.add((key, ifname))
         other = link.counterpart
         if other is not None and other.place is Place.CALLER:
             # a veth's other end is a port of its master; the others hang on the very link
             attached = other.master if link.kind == "veth" else other.ifname
             found |= {attached: None} if attached else {}
-        elif other is not None and other.place is Place.INSIDE and link.kind != "veth":
-            waiting.append(other.ifname)
-        waiting += [port.ifname for port in network.links if port.master == link.ifname]
+        elif other is not None:
+            there = key if other.place is Place.INSIDE else other.netns
+            end = _link(networks, there, other.ifname)
+            if link.kind != "veth":
+                waiting.append((there, other.ifname))
+            elif end is not None and end.master:
+                waiting.append((there, end.master))
+        waiting += [(key, port.ifname) for port in networks[key].links if port.master == ifname]
     return tuple(found)
+
+
+def _link(networks: Networks, key: str, ifname: str) -> Link | None:
+    return networks[key].link(ifname) if key in networks else None
 
 
 def is_own_address(address: Address) -> bool:
@@ -90,21 +96,23 @@ def host_part(address: str) -> str:
     return address.partition("/")[0]
 
 
-def all_segments(network: Network) -> dict[str, tuple[str, ...]]:
-    """``segments`` of each link that has an address, by its name."""
-    return {ifname: segments(network, ifname) for ifname in {address.ifname for address in network.addresses}}
+def all_segments(networks: Networks, key: str) -> dict[str, tuple[str, ...]]:
+    """``segments`` of each link of the namespace ``key`` that has an address, by its name."""
+    return {ifname: segments(networks, key, ifname) for ifname in {one.ifname for one in networks[key].addresses}}
 
 
-def _probes(network: Network) -> Iterator[Probe]:
-    attached = all_segments(network)
-    for address in network.addresses:
-        if is_own_address(address):
-            for ifname in attached[address.ifname]:
-                yield Probe(address=host_part(address.address), ifname=ifname)
+def _probes(networks: Networks) -> Iterator[Probe]:
+    for key, network in networks.items():
+        attached = all_segments(networks, key)
+        for address in network.addresses:
+            if is_own_address(address):
+                for ifname in attached[address.ifname]:
+                    yield Probe(address=host_part(address.address), ifname=ifname)
 
 
-def _kinds(network: Network, *, bridge_made: bool) -> tuple[str, ...]:
-    kinds = {link.kind for link in network.links if link.kind not in _LOOPBACK_KINDS and not link.fallback}
+def _kinds(networks: Networks, *, bridge_made: bool) -> tuple[str, ...]:
+    links = [link for network in networks.values() for link in network.links]
+    kinds = {link.kind for link in links if link.kind not in _LOOPBACK_KINDS and not link.fallback}
     return tuple(sorted(kinds | ({"bridge"} if bridge_made else set())))
 
 

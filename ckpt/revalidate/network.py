@@ -1,6 +1,6 @@
-"""Links and addresses of a group with a network namespace of its own: can it be attached here as it was.
+"""Links and addresses of a group with network namespaces of its own: can it be attached here as it was.
 
-The namespace itself is made anew and is never in anybody's way. What can be missing or taken is outside of it: the
+The namespaces are made anew and are never in anybody's way. What can be missing or taken is outside of them: the
 bridge or link that the group hung on, and its addresses on that segment, which another group, this host, or a machine
 that nobody here knows may have.
 """
@@ -12,28 +12,26 @@ from collections.abc import Iterator, Mapping
 
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.finding import Finding
-from ckpt.model.host import Needs, TargetFacts
+from ckpt.model.host import TargetFacts
 from ckpt.model.network import Counterpart, Link, Network, Place
 from ckpt.revalidate.needs import all_segments, host_part, is_own_address
 from ckpt.revalidate.verdict import block, ok, warn
 
 
-def check_network(checkpoint: Checkpoint, needs: Needs, target: TargetFacts) -> Iterator[Finding]:
+def check_network(checkpoint: Checkpoint, target: TargetFacts) -> Iterator[Finding]:
     """Findings on kinds of link, on each attachment to the host, and on each address."""
-    network = checkpoint.network
-    if network is None:
-        return
-    for kind in target.kinds_missing:
+    for kind in target.kinds_missing if checkpoint.networks else ():
         yield block(
             "link-kind",
             f"links of kind {kind}",
             "this host cannot make them",
             f"modprobe {kind}, or boot a kernel that has it",
         )
-    for link in network.links:
-        if link.counterpart is not None and link.counterpart.place is Place.CALLER:
-            yield from _attachment(link, link.counterpart, target, bridge_made=checkpoint.group.bridge_made)
-    yield from _addresses(network, needs, target)
+    for key, network in checkpoint.networks.items():
+        for link in network.links:
+            if link.counterpart is not None and link.counterpart.place is Place.CALLER:
+                yield from _attachment(link, link.counterpart, target, bridge_made=checkpoint.group.bridge_made)
+        yield from _addresses(network, all_segments(checkpoint.networks, key), target)
 
 
 def _attachment(link: Link, outside: Counterpart, target: TargetFacts, *, bridge_made: bool) -> Iterator[Finding]:
@@ -127,11 +125,10 @@ def _outside_addresses(outside: Counterpart, target: TargetFacts) -> Iterator[Fi
             )
 
 
-def _addresses(network: Network, needs: Needs, target: TargetFacts) -> Iterator[Finding]:
+def _addresses(network: Network, segments: Mapping[str, tuple[str, ...]], target: TargetFacts) -> Iterator[Finding]:
     macs = {link.mac for link in network.links if link.mac}
     held = {_canonical(one.address): one.ifname for one in target.addresses}
     probed = {(answer.address, answer.ifname): answer.mac for answer in target.answers}
-    segments = all_segments(network)
     for address in network.addresses:
         if not is_own_address(address):
             continue

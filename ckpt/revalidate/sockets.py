@@ -26,8 +26,7 @@ def check_sockets(checkpoint: Checkpoint, target: TargetFacts, *, tcp_close: boo
     """Findings on congestion control, and for a group in the host's namespace on devices, addresses and ports."""
     sockets = [one for one in checkpoint.sockets if one.is_inet and not (tcp_close and one.holds_connection)]
     yield from _congestion(sockets, target)
-    links = checkpoint.network.links if checkpoint.network is not None else target.links
-    yield from _devices(checkpoint, {link.ifname for link in links})
+    yield from _devices(checkpoint, target)
     if checkpoint.group.isolation is not Isolation.NONE:
         return
     problems = [*_absent(sockets, target), *_busy(sockets, target)]
@@ -50,9 +49,11 @@ def _congestion(sockets: list[Socket], target: TargetFacts) -> Iterator[Finding]
             )
 
 
-def _devices(checkpoint: Checkpoint, ifnames: set[str]) -> Iterator[Finding]:
+def _devices(checkpoint: Checkpoint, target: TargetFacts) -> Iterator[Finding]:
+    links = checkpoint.network.links if checkpoint.network is not None else target.links
+    nested = {one.inode: one.network.links for one in checkpoint.nested}
     for one in checkpoint.sockets:
-        if one.device and one.device not in ifnames:
+        if one.device and one.device not in {link.ifname for link in nested.get(one.netns, links)}:
             yield block(
                 "socket-device-missing",
                 _subject(one),

@@ -11,7 +11,7 @@ import pytest
 
 from ckpt.image.defect import Place as ImagePlace
 from ckpt.image.schema import decode, encode
-from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group, InheritedFile, Mount
+from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group, InheritedFile, Mount, NestedNetwork
 from ckpt.model.finding import Finding, Severity, blocking
 from ckpt.model.host import (
     Answer,
@@ -576,12 +576,8 @@ def test_revalidate_unknown_target_facts_are_no_finding() -> None:
     assert alarming(revalidate(CHECKPOINT, target)) == []
 
 
-def needs(checkpoint: Checkpoint) -> Needs:
-    return needs_of(checkpoint.group, checkpoint.processes, checkpoint.sockets, checkpoint.network, checkpoint.criu)
-
-
 def test_needs_of_isolated_group_asks_for_its_segments_and_no_pids() -> None:
-    found = needs(CHECKPOINT)
+    found = needs_of(CHECKPOINT)
     assert found.probes == (
         Probe(address="10.0.0.2", ifname="br0"),
         Probe(address="fd00::2", ifname="br0"),
@@ -592,7 +588,7 @@ def test_needs_of_isolated_group_asks_for_its_segments_and_no_pids() -> None:
 
 
 def test_needs_of_plain_group_asks_for_pids_and_ports() -> None:
-    found = needs(PLAIN)
+    found = needs_of(PLAIN)
     assert found.pids == (71,)
     assert found.ports == (80, 81, 82, 83, 90, 91, 92)
     assert found.binds == (
@@ -607,12 +603,12 @@ def test_needs_of_plain_group_asks_for_pids_and_ports() -> None:
 
 
 def test_needs_of_leaves_out_what_has_no_path_on_the_target() -> None:
-    paths = {need.path for need in needs(CHECKPOINT).files}
+    paths = {need.path for need in needs_of(CHECKPOINT).files}
     assert paths == set(TARGET.files)
 
 
 def test_needs_of_program_is_not_asked_for_twice() -> None:
-    roles = [need.role for need in needs(CHECKPOINT).files if need.path == SERVER]
+    roles = [need.role for need in needs_of(CHECKPOINT).files if need.path == SERVER]
     assert roles == [FileRole.EXECUTABLE]
 
 
@@ -625,7 +621,7 @@ def test_needs_of_bridge_inside_probes_where_its_port_leads() -> None:
         ),
         addresses=(Address(ifname="in0", address="10.0.0.2/24"), Address(ifname="v7", address="10.7.0.2/24")),
     )
-    assert needs(replace(CHECKPOINT, network=network)).probes == (Probe(address="10.0.0.2", ifname="br0"),)
+    assert needs_of(replace(CHECKPOINT, network=network)).probes == (Probe(address="10.0.0.2", ifname="br0"),)
 
 
 def test_needs_of_own_mounts_are_looked_for_at_their_source() -> None:
@@ -633,7 +629,7 @@ def test_needs_of_own_mounts_are_looked_for_at_their_source() -> None:
         Mount(target="/srv", kind="bind", source="/var/srv"),
         Mount(target="/srv/work", kind="sysfs"),
     )
-    paths = {need.path for need in needs(replace(CHECKPOINT, criu=CriuNotes(mounts=mounts))).files}
+    paths = {need.path for need in needs_of(replace(CHECKPOINT, criu=CriuNotes(mounts=mounts))).files}
     assert "/var/srv/data" in paths
     assert not any(path.startswith("/srv") or path.endswith("/work") for path in paths)
 
@@ -645,7 +641,92 @@ def test_needs_of_inherited_file_may_differ_but_must_be_there() -> None:
     assert alarming(revalidate(checkpoint, without(DATA)(TARGET))) == [(Severity.BLOCK, "file-missing", DATA)]
 
 
-@pytest.mark.parametrize("record", [needs(CHECKPOINT), needs(PLAIN), TARGET, CHECKPOINT.source])
+@pytest.mark.parametrize("record", [needs_of(CHECKPOINT), needs_of(PLAIN), TARGET, CHECKPOINT.source])
 def test_records_can_travel_as_those_of_an_image(record: Needs | TargetFacts | HostFacts) -> None:
     place = ImagePlace("test")
     assert decode(type(record), encode(record), "record", place) == record
+
+
+NESTED = NestedNetwork(
+    key="ckpt-netns-1",
+    inode=99,
+    netns_names=("blue",),
+    network=Network(
+        links=(
+            Link(
+                ifname="eth0",
+                kind="veth",
+                counterpart=Counterpart(place=Place.ELSEWHERE, netns="ckpt-netns", ifname="port0"),
+            ),
+            Link(
+                ifname="routed0",
+                kind="veth",
+                counterpart=Counterpart(place=Place.ELSEWHERE, netns="ckpt-netns", ifname="port1"),
+            ),
+        ),
+        addresses=(
+            Address(ifname="eth0", address="10.0.0.7/24"),
+            Address(ifname="routed0", address="10.9.0.7/24"),
+        ),
+    ),
+)
+
+BRIDGED = replace(
+    CHECKPOINT,
+    criu=replace(CHECKPOINT.criu, netns_key="ckpt-netns"),
+    network=replace(
+        NETWORK,
+        links=(
+            *(replace(link, master="br1") if link.ifname == "eth0" else link for link in NETWORK.links),
+            Link(ifname="br1", kind="bridge"),
+            Link(
+                ifname="port0",
+                kind="veth",
+                master="br1",
+                counterpart=Counterpart(place=Place.ELSEWHERE, netns="ckpt-netns-1", ifname="eth0"),
+            ),
+            Link(
+                ifname="port1",
+                kind="veth",
+                counterpart=Counterpart(place=Place.ELSEWHERE, netns="ckpt-netns-1", ifname="routed0"),
+            ),
+        ),
+    ),
+    nested=(NESTED,),
+)
+"""A namespace nested in the group: one of its links is bridged to the host's segment, one is not."""
+
+
+def test_needs_of_nested_namespace_probes_what_a_bridge_leads_out() -> None:
+    found = needs_of(BRIDGED)
+    assert set(found.probes) - set(needs_of(CHECKPOINT).probes) == {Probe(address="10.0.0.7", ifname="br0")}
+    assert "bridge" in found.kinds
+    assert "/run/netns/blue" in {need.path for need in found.files}
+
+
+def test_revalidate_nested_address_in_use_blocks() -> None:
+    target = replace(TARGET, answers=(Answer(address="10.0.0.7", ifname="br0", mac="02:00:00:00:00:99"),))
+    found = blocking(revalidate(BRIDGED, target))
+    assert [(one.code, one.subject) for one in found if one.code == "address-in-use"] == [
+        ("address-in-use", "10.0.0.7")
+    ]
+
+
+def test_revalidate_nested_device_is_looked_for_in_its_own_namespace() -> None:
+    bound = [replace(one, device="routed0") for one in CHECKPOINT.sockets[:1]]
+    for netns, codes in ((99, []), (CHECKPOINT.sockets[0].netns, ["socket-device-missing"])):
+        checkpoint = replace(BRIDGED, sockets=tuple(replace(one, netns=netns) for one in bound))
+        found = revalidate(checkpoint, TARGET)
+        assert [one.code for one in found if one.code == "socket-device-missing"] == codes
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        replace(BRIDGED, nested=(NESTED, NESTED)),
+        replace(BRIDGED, nested=(replace(NESTED, key="ckpt-netns"),)),
+        replace(BRIDGED, network=None),
+    ],
+)
+def test_revalidate_namespaces_that_cannot_be_told_apart_block(checkpoint: Checkpoint) -> None:
+    assert [one.code for one in blocking(revalidate(checkpoint, TARGET))] == ["netns-invalid"]
