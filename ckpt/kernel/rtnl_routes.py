@@ -222,6 +222,8 @@ def _gateway(found: netlink.Attributes) -> str:
 
 
 def _route_flags(bits: int) -> tuple[str, ...]:
+    if not bits:
+        return ()
     return tuple(sorted(name for name, bit in _ROUTE_FLAGS.items() if bits & bit))
 
 
@@ -251,7 +253,7 @@ def encode_route(route: Route, indices: Mapping[str, int]) -> bytes:
     """The body of the RTM_NEWROUTE or RTM_DELROUTE for ``route``."""
     plain, _, length = route.destination.partition("/")
     source, _, source_length = route.source.partition("/")
-    kind = {name: value for value, name in ROUTE_TYPES.items()}[route.type]
+    kind = _ROUTE_TYPE_NUMBERS[route.type]
     flags = sum(_ROUTE_FLAGS[name] for name in route.flags)
     table = route.table if route.table < 256 else 0
     header = ROUTE.pack(
@@ -298,6 +300,8 @@ def _gateway_bytes(gateway: str, family: int) -> list[bytes]:
 
 
 def _metrics_bytes(route: Route) -> bytes:
+    if not route.metrics and not route.congestion_control:
+        return b""
     numbers = {name: kind for kind, name in _METRICS.items()}
     parts = [attribute(numbers[name], u32(value)) for name, value in route.metrics.items()]
     if route.congestion_control:
@@ -318,8 +322,11 @@ def _nexthops_bytes(route: Route, indices: Mapping[str, int]) -> bytes:
 
 
 def _scope(name: str) -> int:
-    numbers = {known: value for value, known in SCOPES.items()}
-    return numbers[name] if name in numbers else int(name)
+    return _SCOPE_NUMBERS[name] if name in _SCOPE_NUMBERS else int(name)
+
+
+_SCOPE_NUMBERS = {name: value for value, name in SCOPES.items()}
+_ROUTE_TYPE_NUMBERS = {name: value for value, name in ROUTE_TYPES.items()}
 
 
 def decode_rule(body: bytes, unread: list[Unread]) -> Rule:
