@@ -1,10 +1,10 @@
 """`ckpt dump`: a group, with the network it lives in, becomes one file.
 
-Facts are read and checked while the group runs; what would fail is refused here, and nothing was touched. Then the
-network is locked, so that no peer learns of what follows, and CRIU freezes the group and writes its images. When they
-are complete CRIU asks whether to go on, and holds everything still for the answer: the network is read into records,
-the image is written and gets its name, and the answer is yes. That is the point of no return. CRIU then kills the
-tasks, and their namespace and links are taken down without a packet having left.
+Facts are read and checked while the group runs; what would fail is refused here, and nothing was touched. Then new
+connections are kept out, CRIU freezes the group, and the network is locked, so that no peer learns of what follows.
+CRIU writes its images and asks whether to go on, and holds everything still for the answer: the network is read into
+records, the image is written and gets its name, and the answer is yes. That is the point of no return. CRIU then kills
+the tasks, and their namespace and links are taken down without a packet having left.
 
 Whatever fails before that point is answered with no: CRIU lets the group go on, and the lock is taken away. With
 `leave_running` there is no such point: the group always goes on.
@@ -37,7 +37,7 @@ from ckpt.model.finding import Severity, refuse_blocked
 from ckpt.model.process import GroupFacts, Isolation, Process
 from ckpt.model.socket import Socket
 from ckpt.orphans import wait_for_end
-from ckpt.silence import scope_of, silence
+from ckpt.silence import deliver, scope_of, settle
 from ckpt.spaces import NETNS_KEY
 
 _log = logging.getLogger(__name__)
@@ -197,8 +197,7 @@ class _Dump:
         self._host = host.read_host(criu.version(self._program))
         self._make_directories()
         self._notes = self._take_notes()
-        self._lock = self._silence()
-        _log.info("network locked: %s", ", ".join(self._lock.names))
+        self._lock = self._gate()
         try:
             self._run_criu()
         except CkptError as error:
@@ -253,17 +252,12 @@ class _Dump:
         self._cleanup.callback(os.close, own)
         return GroupLock([NetworkLock(own, scope=scope_of(self._facts.sockets))])
 
-    def _silence(self) -> GroupLock:
-        """Lock the network, once no connection waits that the image could not hold."""
+    def _gate(self) -> GroupLock:
+        """Let no new connection in, and none wait that the image could not hold."""
         listeners = None if self._isolated else self._facts.processes
         lock = self._cleanup.enter_context(self._make_lock())
-
-        def note() -> None:
-            nested = [one.pid for one in self._facts.nested]
-            self._operation.note(lock_tables=list(lock.names), netns_pid=self._root, nested_netns_pids=nested)
-
         namespaces = [space.netns for space in self._spaces]
-        waiting = silence(lock, namespaces, listeners, note, patient=not self._options.skip_in_flight)
+        waiting = settle(lock, namespaces, listeners, patient=not self._options.skip_in_flight)
         if waiting and not self._options.skip_in_flight:
             raise RefusedError(
                 f"{self._name} cannot be dumped",
@@ -317,9 +311,9 @@ class _Dump:
         _log.info("CRIU: %s", stage)
         if stage == criu.Stage.PRE_DUMP:
             self._frozen_at = time.monotonic()
-        elif stage == criu.Stage.NETWORK_LOCK:
-            self._cleanup.callback(self._reconnect)
-            datagrams.disconnect(self._notes.datagrams)
+        elif stage == criu.Stage.QUERY_EXT_FILES:
+            # The tasks stand still now, and CRIU has not looked at their sockets yet (cr_dump_tasks, criu/cr-dump.c).
+            self._silence()
         elif stage == criu.Stage.POST_DUMP:
             self._checkpoint = self._read_frozen()
             if self._options.leave_running:
@@ -335,6 +329,16 @@ class _Dump:
             # Only where the group goes on; its sockets are about to leave repair mode, and its peers have waited.
             self._reconnect()
             self._lock.release()
+
+    def _silence(self) -> None:
+        """Lock the network, and take from sockets what CRIU could not dump."""
+        deliver([space.netns for space in self._spaces])
+        self._lock.close()
+        nested = [one.pid for one in self._facts.nested]
+        self._operation.note(lock_tables=list(self._lock.names), netns_pid=self._root, nested_netns_pids=nested)
+        _log.info("network locked: %s", ", ".join(self._lock.names))
+        self._cleanup.callback(self._reconnect)
+        datagrams.disconnect(self._notes.datagrams)
 
     def _reconnect(self) -> None:
         if not self._committed:
