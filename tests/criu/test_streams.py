@@ -12,7 +12,7 @@ from ckpt.errors import NotFoundError
 from ckpt.stop import stop_group
 from tests import lab
 from tests.criu.capture import capturing
-from tests.criu.groups import Starter, wait_for
+from tests.criu.groups import Starter, python, wait_for
 from tests.criu.stream import retransmits
 
 
@@ -138,3 +138,11 @@ def test_dump_takes_the_group_away(start: Starter) -> None:
         registry.get(str(group.target))
     assert [path.name for path in group.images.iterdir()] == [group.image.name]
     assert group.image.stat().st_mode & 0o777 == 0o600
+
+
+def test_dump_tells_a_running_sender_nothing(start: Starter) -> None:
+    group = start(python("udp_sender.py", start.segment.host.v4, 9))
+    group.wait_for_log("sending")
+    for _ in range(3):
+        group.dump(leave_running=True)
+    assert "failed" not in group.log()

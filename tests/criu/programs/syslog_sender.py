@@ -1,6 +1,6 @@
 """Sends its count to a datagram socket at a path, as syslog(3) sends its lines, and connects only once.
 
-    python3 -I -S syslog_sender.py PATH
+python3 -I -S syslog_sender.py PATH
 """
 
 from __future__ import annotations
