@@ -17,10 +17,16 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ckpt.errors import UnsupportedError
+from ckpt.model.bridging import NO_BRIDGING, Bridging
+from ckpt.model.filtering import NO_FILTERING, Filtering
+from ckpt.model.forwarding import LabelRoute, NexthopObject
+from ckpt.model.ipsec import NO_IPSEC, Ipsec
 from ckpt.model.network import (
     Address,
     ConntrackEntry,
+    Expectation,
     Link,
+    LinkMulticast,
     Neighbour,
     Network,
     NftTable,
@@ -28,6 +34,7 @@ from ckpt.model.network import (
     Route,
     Rule,
 )
+from ckpt.model.traffic import NO_TRAFFIC, Traffic
 from ckpt.model.travel import why_not
 
 QUIET_NAMES: Mapping[str, str] = {"accept_dad": "0", "addr_gen_mode": "1", "accept_ra": "0"}
@@ -92,6 +99,42 @@ class SetAddresses:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SetTraffic:
+    """Traffic control is as recorded."""
+
+    traffic: Traffic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetBridging:
+    """Bridges and learning links keep what is recorded; with ``only``, nothing else that somebody could take away."""
+
+    bridging: Bridging
+    only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinMulticast:
+    """The links have joined these groups of their own layer."""
+
+    groups: tuple[LinkMulticast, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetNexthops:
+    """These nexthop objects are there."""
+
+    nexthops: tuple[NexthopObject, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetLabelRoutes:
+    """These routes of MPLS are there."""
+
+    routes: tuple[LabelRoute, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetRoutes:
     """These routes are there; with ``only``, no others."""
 
@@ -122,10 +165,25 @@ class LoadNftables:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadFiltering:
+    """What filters and balances beside nftables is in place."""
+
+    filtering: Filtering
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CreateConntrack:
-    """These flows are tracked."""
+    """These flows are tracked, and then these expected."""
 
     entries: tuple[ConntrackEntry, ...]
+    expectations: tuple[Expectation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetIpsec:
+    """These states and policies are there."""
+
+    ipsec: Ipsec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,11 +202,18 @@ Step = (
     | AdjustLinks
     | BringUp
     | SetAddresses
+    | SetTraffic
+    | SetBridging
+    | JoinMulticast
+    | SetNexthops
     | SetRoutes
+    | SetLabelRoutes
     | SetRules
     | SetNeighbours
+    | LoadFiltering
     | LoadNftables
     | CreateConntrack
+    | SetIpsec
     | SettleSysctls
 )
 
@@ -173,13 +238,28 @@ def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
     steps.append(AdjustLinks(links=ordered))
     steps.append(WriteSysctls(values=_devices(wanted, names)))
     steps += [BringUp(link=link) for link in ordered if link.up]
+    if wanted.traffic != NO_TRAFFIC:
+        steps.append(SetTraffic(traffic=wanted.traffic))
+    if wanted.link_multicast:
+        steps.append(JoinMulticast(groups=wanted.link_multicast))
     only = wanted.complete
     steps.append(SetAddresses(addresses=tuple(one for one in wanted.addresses if one.ifname in names), only=only))
+    if wanted.nexthops:
+        steps.append(SetNexthops(nexthops=wanted.nexthops))
+    if wanted.bridging != NO_BRIDGING:
+        steps.append(SetBridging(bridging=wanted.bridging, only=only))
     steps.append(SetRoutes(routes=wanted.routes, only=only))
+    if wanted.label_routes:
+        steps.append(SetLabelRoutes(routes=wanted.label_routes))
     steps.append(SetRules(rules=wanted.rules, only=only))
     steps.append(SetNeighbours(neighbours=wanted.neighbours))
+    # Sets before the rules that name them, rules before the flows that they follow.
+    if wanted.filtering != NO_FILTERING:
+        steps.append(LoadFiltering(filtering=wanted.filtering))
     steps.append(LoadNftables(tables=wanted.nftables))
-    steps.append(CreateConntrack(entries=wanted.conntrack))
+    steps.append(CreateConntrack(entries=wanted.conntrack, expectations=wanted.expectations))
+    if wanted.ipsec != NO_IPSEC:
+        steps.append(SetIpsec(ipsec=wanted.ipsec))
     final = dict(wanted.sysctls)
     if not only:
         final = {**observed.sysctls, **final}

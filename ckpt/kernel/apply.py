@@ -19,8 +19,22 @@ from dataclasses import replace
 
 from ckpt import plan
 from ckpt.errors import NetworkError
-from ckpt.kernel import conntrack, nft, rtnl, rtnl_links, rtnl_routes, sysctl, tun
+from ckpt.kernel import (
+    conntrack,
+    expectations,
+    filtering,
+    nft,
+    rtnl,
+    rtnl_labels,
+    rtnl_links,
+    rtnl_nexthops,
+    rtnl_routes,
+    sysctl,
+    tun,
+    xfrm,
+)
 from ckpt.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, KernelRefusal, Netlink
+from ckpt.kernel.netns import open_own
 from ckpt.kernel.rtnl_links import LinkReader, RawLink
 from ckpt.model.network import Address, Counterpart, Link, Place, Route
 
@@ -37,7 +51,6 @@ def apply(netns: int, steps: Sequence[plan.Step], undo: ExitStack) -> None:
         _Applier(netns, inside, outside, undo).run(steps)
 
 
-@contextlib.contextmanager
 def apply_group(spaces: Mapping[str, int], steps: Sequence[tuple[str, plan.Step]], undo: ExitStack) -> None:
     """Carry out each of ``steps`` in the namespace of ``spaces`` that it names; see ``apply``."""
     with ExitStack() as sockets:
@@ -50,6 +63,7 @@ def apply_group(spaces: Mapping[str, int], steps: Sequence[tuple[str, plan.Step]
             appliers[key].run([step for _, step in run])
 
 
+@contextlib.contextmanager
 def _naming(code: str, subject: str, verb: str = "make") -> Iterator[None]:
     try:
         yield
@@ -70,8 +84,8 @@ class _Applier:
         self._inside = inside
         self._outside = outside
         self._undo = undo
-        self._indices: dict[str, int] = {}
         self._spaces = spaces or {}
+        self._indices: dict[str, int] = {}
 
     def run(self, steps: Sequence[plan.Step]) -> None:
         self._learn_indices()
@@ -92,6 +106,10 @@ class _Applier:
                     self._bring_up(step.link)
                 case plan.SetAddresses():
                     self._set_addresses(step)
+                case plan.SetNexthops():
+                    self._set_nexthops(step)
+                case plan.SetLabelRoutes():
+                    self._set_label_routes(step)
                 case plan.SetRoutes():
                     self._set_routes(step)
                 case plan.SetRules():
@@ -100,8 +118,13 @@ class _Applier:
                     self._set_neighbours(step)
                 case plan.LoadNftables():
                     nft.load(self._netns, step.tables)
+                case plan.LoadFiltering():
+                    filtering.load_filtering(self._netns, step.filtering)
                 case plan.CreateConntrack():
                     conntrack.create_entries(self._netns, step.entries)
+                    expectations.create_expectations(self._netns, step.expectations)
+                case plan.SetIpsec():
+                    xfrm.apply_ipsec(self._netns, step.ipsec, self._indices)
                 case plan.SettleSysctls():
                     self._settle_sysctls(step)
 
@@ -127,17 +150,12 @@ class _Applier:
             elif other.place is Place.ELSEWHERE:
                 self._make_across(link, other, peer)
             else:
-                lower = self._outside_index(other.ifname, f"the link {link.ifname} stands on it")
-                rtnl_links.make(self._outside, link, netns=self._netns, lower=lower)
+                self._make_to_caller(link, other)
         for ifname in (link.ifname, peer.ifname) if peer else (link.ifname,):
             made = rtnl_links.read_one(self._inside, ifname=ifname)
             if made is not None:
                 self._indices[ifname] = made.index
 
-    def _outside_index(self, ifname: str, why: str) -> int:
-        found = rtnl_links.read_one(self._outside, ifname=ifname)
-        if found is not None:
-            return found.index
     def _make_to_caller(self, link: Link, other: Counterpart) -> None:
         """Make a link whose counterpart is in the caller's namespace; asked for from inside, see ``_make_across``."""
         own = open_own()
@@ -167,6 +185,10 @@ class _Applier:
         nsid = rtnl_links.number_of(self._inside, there)
         rtnl_links.make(self._inside, link, lower=lower.index, lower_nsid=nsid)
 
+    def _outside_index(self, ifname: str, why: str) -> int:
+        found = rtnl_links.read_one(self._outside, ifname=ifname)
+        if found is not None:
+            return found.index
         raise NetworkError(
             f"there is no link {ifname} here",
             code="link-missing",
@@ -249,6 +271,22 @@ class _Applier:
         # The worker holds the lock that this waits for, until the address's own route is there too.
         rtnl_links.touch(self._inside, self._indices["lo"])
 
+    def _set_nexthops(self, step: plan.SetNexthops) -> None:
+        for nexthop in step.nexthops:
+            with _naming("nexthop-refused", f"nexthop object {nexthop.id}", "make"):
+                try:
+                    rtnl_nexthops.make(self._inside, nexthop, self._indices)
+                except KernelRefusal as error:
+                    if not _is_unreachable(error) or not nexthop.gateway:
+                        raise
+                    with self._gateways_on_link([(nexthop.gateway, nexthop.ifname)]):
+                        rtnl_nexthops.make(self._inside, nexthop, self._indices)
+
+    def _set_label_routes(self, step: plan.SetLabelRoutes) -> None:
+        for route in step.routes:
+            with _naming("route-refused", f"route of label {route.label}", "add"):
+                rtnl_labels.make(self._inside, route, self._indices)
+
     def _set_routes(self, step: plan.SetRoutes) -> None:
         extra, missing = self._await_own_routes(step)
         for route in plan.order_routes(missing):
@@ -283,10 +321,9 @@ class _Applier:
         except KernelRefusal as error:
             if error.errno == errno.EEXIST and self._is_there(route):
                 return  # one of the kernel's own, which it makes for an address some time after it
-            unreachable = error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL)
-            if not gateway_was_there or not unreachable or not self._gateways(route):
+            if not gateway_was_there or not _is_unreachable(error) or not self._gateways(route):
                 raise
-            with self._gateways_on_link(route):
+            with self._gateways_on_link(self._gateways(route)):
                 self._inside.request(rtnl_routes.RTM_NEWROUTE, body, flags)
 
     def _is_there(self, route: Route) -> bool:
@@ -299,10 +336,10 @@ class _Applier:
         return [(gateway, ifname) for gateway, ifname in hops if gateway and ifname]
 
     @contextlib.contextmanager
-    def _gateways_on_link(self, route: Route) -> Iterator[None]:
+    def _gateways_on_link(self, gateways: Sequence[tuple[str, str]]) -> Iterator[None]:
         """For the time of the block, routes to the gateways: the one they were once resolved by has since gone."""
         with ExitStack() as temporary:
-            for gateway, ifname in self._gateways(route):
+            for gateway, ifname in gateways:
                 prefix = f"{gateway}/{128 if ':' in gateway else 32}"
                 near = Route(
                     destination=prefix, ifname=ifname, scope="global" if ":" in gateway else "link", priority=1
@@ -348,6 +385,10 @@ class _Applier:
         for ifname, mode in modes.items():
             with _naming("link-refused", f"link {ifname}", "set up"):
                 rtnl_links.set_addr_gen_mode(self._inside, self._indices[ifname], mode)
+
+
+def _is_unreachable(error: KernelRefusal) -> bool:
+    return error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL)
 
 
 def _delete_outside(index: int, ifname: str) -> None:

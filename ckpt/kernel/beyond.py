@@ -11,13 +11,7 @@ from collections.abc import Iterator
 
 from ckpt.kernel import netlink
 from ckpt.kernel.netlink import KernelRefusal, Netlink, parse
-from ckpt.kernel.netns import entered
 from ckpt.model.network import Link, Unread
-
-_XFRM = 6
-_XFRM_MSG_GETSA = 0x12
-_XFRM_MSG_GETPOLICY = 0x15
-_LONGEST_XFRM_REQUEST = bytes(168)
 
 _RTM_GETNEXTHOP = 106
 
@@ -29,33 +23,10 @@ _NDA_MASTER = 9
 _NUD_NOARP = 0x40
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 
-# The file begins with three lines of headings.
-_IPVS = "/proc/thread-self/net/ip_vs"
-_IPVS_HEADINGS = 3
-
-_LEGACY = ("ip_tables_names", "ip6_tables_names", "arp_tables_names")
-
 
 def read_beyond(netns: int, links: tuple[Link, ...]) -> tuple[Unread, ...]:
     """All that was found."""
-    return (*_iptables(netns), *_ipsec(netns), *_nexthops(netns), *_ipvs(netns), *_bridges(netns, links))
-
-
-def _iptables(netns: int) -> Iterator[Unread]:
-    for file in _LEGACY:
-        try:
-            with entered(netns), open(f"/proc/thread-self/net/{file}", encoding="ascii") as names:
-                for name in names.read().split():
-                    yield Unread(code="iptables-legacy", subject=f"iptables table {name}", what=f"is in use ({file})")
-        except OSError:
-            continue  # this kernel has no such tables
-
-
-def _ipsec(netns: int) -> Iterator[Unread]:
-    for kind, what in ((_XFRM_MSG_GETSA, "states"), (_XFRM_MSG_GETPOLICY, "policies")):
-        count = _count(netns, _XFRM, kind, _LONGEST_XFRM_REQUEST)
-        if count:
-            yield Unread(code="ipsec", subject=f"IPsec {what}", what=f"{count} are set")
+    return (*_nexthops(netns), *_bridges(netns, links))
 
 
 def _nexthops(netns: int) -> Iterator[Unread]:
@@ -70,16 +41,6 @@ def _count(netns: int, protocol: int, kind: int, request: bytes) -> int:
             return len(connection.dump(kind, request))
     except OSError:
         return 0  # this kernel has no such thing
-
-
-def _ipvs(netns: int) -> Iterator[Unread]:
-    try:
-        with entered(netns), open(_IPVS, encoding="ascii") as services:
-            count = len(services.readlines()) - _IPVS_HEADINGS
-    except OSError:
-        return
-    if count > 0:
-        yield Unread(code="ipvs", subject="IPVS services", what=f"{count} lines of services and destinations are set")
 
 
 def _bridges(netns: int, links: tuple[Link, ...]) -> Iterator[Unread]:

@@ -8,12 +8,16 @@ the translation, so that the kernel sets it up as for a first packet. Counters c
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from ckpt.errors import NetworkError
 from ckpt.kernel import netlink
-from ckpt.kernel.netlink import KernelRefusal, Netlink, attribute, ip_bytes, ip_text, nested, number, parse, u8
+from ckpt.kernel.netlink import KernelRefusal, Netlink, attribute, ip_bytes, ip_text, nested, number, pairs, parse, u8
+from ckpt.kernel.run import run
 from ckpt.model.network import ConntrackEntry, FlowTuple, Unread
 
 _SUBSYSTEM = 1 << 8
@@ -25,10 +29,17 @@ _NAT_DST, _TUPLE_MASTER, _SEQ_ADJ_ORIG, _SEQ_ADJ_REPLY, _ZONE, _LABELS, _SYNPROX
 # Counters, use count, id, security context and timestamps are the kernel's own.
 _KNOWN = {1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12, 14, 15, 16, 17, 18, 19, 20, 22, 24}
 
-_ICMP = 1
+_ICMP, _DCCP, _SCTP = 1, 33, 132
 _PROTOINFO_TCP = 1
 _TCP_NUMBERS = {1: "state", 2: "wscale_original", 3: "wscale_reply"}
 _TCP_FLAGS = {4: "flags_original", 5: "flags_reply"}
+# The other protocols that have a state: their number of it, and its attributes with their sizes, which are big-endian.
+_OTHER_STATES: Mapping[int, tuple[int, Mapping[int, tuple[str, int]]]] = {
+    _DCCP: (2, {1: ("state", 1), 2: ("role", 1), 3: ("handshake_seq", 8)}),
+    _SCTP: (3, {1: ("state", 1), 2: ("vtag_original", 4), 3: ("vtag_reply", 4)}),
+}
+_SYN_PROXY = {1: "isn", 2: "its", 3: "tsoff"}
+_TUPLE_ZONE = 3
 _SEQUENCE = {1: "correction_pos", 2: "offset_before", 3: "offset_after"}
 
 _IPS_EXPECTED = 0x1
@@ -50,24 +61,37 @@ def read_entries(netns: int) -> tuple[tuple[ConntrackEntry, ...], tuple[Unread, 
     for kind, body in messages:
         if kind == _CT_NEW:
             entries.append(_decode(body, unread))
+    there = {(one.original, one.protocol) for one in entries}
+    unread += [
+        Unread(code="conntrack-attribute", subject=_subject(one), what="has outlived the entry it was expected by")
+        for one in entries
+        if one.master is not None and (one.master, one.master_protocol) not in there
+    ]
     return tuple(entries), tuple(unread)
+
+
+def _subject(entry: ConntrackEntry) -> str:
+    flow = entry.original
+    return f"conntrack entry {flow.source} to {flow.destination}, protocol {entry.protocol}"
 
 
 def _decode(body: bytes, unread: list[Unread]) -> ConntrackEntry:
     found = parse(body, 4)
-    protocol, original = _decode_tuple(found[_TUPLE_ORIG])
-    _, reply = _decode_tuple(found[_TUPLE_REPLY])
+    protocol, original = decode_tuple(found[_TUPLE_ORIG])
+    _, reply = decode_tuple(found[_TUPLE_REPLY])
+    master_protocol, master = decode_tuple(found[_TUPLE_MASTER]) if _TUPLE_MASTER in found else (0, None)
+    zone, zone_direction = _decode_zone(found)
     sequence: dict[str, int] = {}
     for kind, direction in ((_SEQ_ADJ_ORIG, "original"), (_SEQ_ADJ_REPLY, "reply")):
         for item, value in parse(found.get(kind, b"")).items():
             sequence[f"{direction}_{_SEQUENCE[item]}"] = number(value, "be")
     status = number(found[_STATUS], "be")
-    protocol_state = _protocol_state(found.get(_PROTOINFO, b""))
+    protocol_state = _protocol_state(protocol, found.get(_PROTOINFO, b""))
+    syn_proxy = {_SYN_PROXY.get(kind, ""): number(value, "be") for kind, value in pairs(found.get(_SYNPROXY, b""))}
     subject = f"conntrack entry {original.source} to {original.destination}, protocol {protocol}"
     for present, what in (
-        (_TUPLE_MASTER in found or status & _IPS_EXPECTED, "was expected by another entry and will stand alone"),
-        (any(any(value) for value in parse(found.get(_SYNPROXY, b"")).values()), "goes through a SYN proxy"),
-        (_PROTOINFO in found and not protocol_state, "has the state of a protocol other than TCP"),
+        (master is None and status & _IPS_EXPECTED, "was expected by another entry and will stand alone"),
+        (_PROTOINFO in found and not protocol_state, "has the state of an unknown protocol"),
         (found.keys() - _KNOWN, f"has unknown attributes {sorted(found.keys() - _KNOWN)}"),
     ):
         if present:
@@ -79,15 +103,29 @@ def _decode(body: bytes, unread: list[Unread]) -> ConntrackEntry:
         status=status,
         timeout=number(found.get(_TIMEOUT, b""), "be"),
         mark=number(found.get(_MARK, b""), "be"),
-        zone=number(found.get(_ZONE, b""), "be"),
+        zone=zone,
         helper=netlink.text(parse(found.get(_HELP, b"")).get(1, b"")),
         labels=found.get(_LABELS, b"") if any(found.get(_LABELS, b"")) else b"",
         protocol_state=protocol_state,
         sequence_adjust=sequence,
+        zone_direction=zone_direction,
+        master=master,
+        master_protocol=master_protocol,
+        syn_proxy=syn_proxy if any(syn_proxy.values()) else {},
     )
 
 
-def _decode_tuple(data: bytes) -> tuple[int, FlowTuple]:
+def _decode_zone(found: Mapping[int, bytes]) -> tuple[int, str]:
+    """The zone and its direction: one of both directions is an attribute of the entry, others of the tuple."""
+    for kind, direction in ((_TUPLE_ORIG, "original"), (_TUPLE_REPLY, "reply")):
+        zone = parse(found[kind]).get(_TUPLE_ZONE)
+        if zone is not None:
+            return number(zone, "be"), direction
+    return number(found.get(_ZONE, b""), "be"), ""
+
+
+def decode_tuple(data: bytes) -> tuple[int, FlowTuple]:
+    """The protocol and the rest of a nested tuple."""
     parts = parse(data)
     addresses, ports = parse(parts[1]), parse(parts[2])
     source, destination = (1, 2) if 1 in addresses else (3, 4)
@@ -107,7 +145,12 @@ def _decode_tuple(data: bytes) -> tuple[int, FlowTuple]:
     )
 
 
-def _protocol_state(data: bytes) -> dict[str, int]:
+def _protocol_state(protocol: int, data: bytes) -> dict[str, int]:
+    if protocol in _OTHER_STATES:
+        kind, known = _OTHER_STATES[protocol]
+        return {
+            known[item][0]: number(value, "be") for item, value in pairs(parse(data).get(kind, b"")) if item in known
+        }
     tcp = parse(parse(data).get(_PROTOINFO_TCP, b""))
     state = {name: number(tcp[kind]) for kind, name in _TCP_NUMBERS.items() if kind in tcp}
     # struct nf_ct_tcp_flags: the flags, and a mask that is empty on the way out.
@@ -116,9 +159,11 @@ def _protocol_state(data: bytes) -> dict[str, int]:
 
 
 def create_entries(netns: int, entries: Iterable[ConntrackEntry]) -> None:
-    """Create every entry. Raises NetworkError that names the flow."""
-    with Netlink(netlink.NETFILTER, netns=netns) as connection:
-        for entry in entries:
+    """Create every entry, each after the one that it was expected by. Raises NetworkError that names the flow."""
+    ordered = tuple(_masters_first(entries))
+    room = _room_for_labels(netns) if any(entry.labels for entry in ordered) else contextlib.nullcontext()
+    with room, Netlink(netlink.NETFILTER, netns=netns) as connection:
+        for entry in ordered:
             try:
                 connection.request(_CT_NEW, _encode(entry), netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
             except KernelRefusal as error:
@@ -131,12 +176,40 @@ def create_entries(netns: int, entries: Iterable[ConntrackEntry]) -> None:
                 ) from error
 
 
+@contextlib.contextmanager
+def _room_for_labels(netns: int) -> Iterator[None]:
+    """While it is open, new entries can have labels: the kernel drops them in silence unless some rule sets labels."""
+    table = f"ckpt-labels-{secrets.token_hex(4)}"
+    run(["nft", f"add table ip {table}; add chain ip {table} c; add rule ip {table} c ct label set 0"], netns=netns)
+    try:
+        yield
+    finally:
+        run(["nft", f"delete table ip {table}"], netns=netns)
+
+
+def _masters_first(entries: Iterable[ConntrackEntry]) -> Iterator[ConntrackEntry]:
+    """The entries in an order in which they can be made; one whose master is not among them stands alone."""
+    waiting = list(entries)
+    made: set[tuple[FlowTuple, int, int]] = set()
+    while waiting:
+        ready: list[ConntrackEntry] = []
+        rest: list[ConntrackEntry] = []
+        for one in waiting:
+            alone = one.master is None or (one.master, one.master_protocol, one.zone) in made
+            (ready if alone else rest).append(one)
+        if not ready:
+            ready, rest = [replace(one, master=None, master_protocol=0) for one in rest], []
+        made |= {(one.original, one.protocol, one.zone) for one in ready}
+        yield from ready
+        waiting = rest
+
+
 def _encode(entry: ConntrackEntry) -> bytes:
     translated = entry.status & (_IPS_SRC_NAT_DONE | _IPS_DST_NAT_DONE)
     reply = _inverse(entry) if translated else entry.reply
     parts = [
-        nested(_TUPLE_ORIG, *_encode_tuple(entry.original, entry.protocol)),
-        nested(_TUPLE_REPLY, *_encode_tuple(reply, entry.protocol)),
+        nested(_TUPLE_ORIG, *encode_tuple(entry.original, entry.protocol), *_tuple_zone(entry, "original")),
+        nested(_TUPLE_REPLY, *encode_tuple(reply, entry.protocol), *_tuple_zone(entry, "reply")),
         attribute(_STATUS, struct.pack(">I", entry.status & ~_IPS_EXPECTED)),
         attribute(_TIMEOUT, struct.pack(">I", entry.timeout)),
     ]
@@ -146,14 +219,19 @@ def _encode(entry: ConntrackEntry) -> bytes:
         parts.append(nested(_NAT_DST, *_translation(entry.reply.source, entry.reply.source_port)))
     if entry.mark:
         parts.append(attribute(_MARK, struct.pack(">I", entry.mark)))
-    if entry.zone:
+    if entry.zone and not entry.zone_direction:
         parts.append(attribute(_ZONE, struct.pack(">H", entry.zone)))
     if entry.helper:
         parts.append(nested(_HELP, attribute(1, netlink.string(entry.helper))))
     if entry.labels:
         parts.append(attribute(_LABELS, entry.labels))
     if entry.protocol_state:
-        parts.append(nested(_PROTOINFO, nested(_PROTOINFO_TCP, *_encode_tcp(entry.protocol_state))))
+        parts.append(nested(_PROTOINFO, _encode_state(entry)))
+    if entry.master:
+        parts.append(nested(_TUPLE_MASTER, *encode_tuple(entry.master, entry.master_protocol)))
+    if entry.syn_proxy:
+        values = [attribute(kind, struct.pack(">I", entry.syn_proxy.get(name, 0))) for kind, name in _SYN_PROXY.items()]
+        parts.append(nested(_SYNPROXY, *values))
     for kind, direction in ((_SEQ_ADJ_ORIG, "original"), (_SEQ_ADJ_REPLY, "reply")):
         adjusted = [
             attribute(item, struct.pack(">I", entry.sequence_adjust[f"{direction}_{name}"]))
@@ -179,7 +257,13 @@ def _inverse(entry: ConntrackEntry) -> FlowTuple:
     )
 
 
-def _encode_tuple(flow: FlowTuple, protocol: int) -> tuple[bytes, bytes]:
+def _tuple_zone(entry: ConntrackEntry, direction: str) -> tuple[bytes, ...]:
+    zone = attribute(_TUPLE_ZONE, struct.pack(">H", entry.zone))
+    return (zone,) if entry.zone_direction == direction else ()
+
+
+def encode_tuple(flow: FlowTuple, protocol: int) -> tuple[bytes, bytes]:
+    """The mirror of ``decode_tuple``."""
     source = ip_bytes(flow.source)
     first = 1 if len(source) == 4 else 3
     addresses = nested(1, attribute(first, source), attribute(first + 1, ip_bytes(flow.destination)))
@@ -203,6 +287,15 @@ def _translation(address: str, port: int) -> list[bytes]:
         packed = struct.pack(">H", port)
         parts.append(nested(3, attribute(1, packed), attribute(2, packed)))
     return parts
+
+
+def _encode_state(entry: ConntrackEntry) -> bytes:
+    if entry.protocol not in _OTHER_STATES:
+        return nested(_PROTOINFO_TCP, *_encode_tcp(entry.protocol_state))
+    kind, known = _OTHER_STATES[entry.protocol]
+    state = entry.protocol_state
+    values = [(item, state.get(name, 0).to_bytes(size, "big")) for item, (name, size) in known.items()]
+    return nested(kind, *(attribute(item, value) for item, value in values))
 
 
 def _encode_tcp(state: Mapping[str, int]) -> list[bytes]:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 
 from ckpt.errors import NetworkError
-from ckpt.kernel import beyond, conntrack, nft, rtnl_links, rtnl_routes, sysctl
+from ckpt.kernel import beyond, conntrack, expectations, filtering, nft, rtnl_links, rtnl_routes, sysctl, xfrm
 from ckpt.kernel.netlink import Netlink
 from ckpt.kernel.netns import open_own
 from ckpt.kernel.rtnl_links import LinkReader
@@ -68,6 +68,10 @@ def _read(netns: int) -> Network:
         neighbours = read_neighbours(connection, names)
     tables, unread_tables = nft.read_tables(netns)
     entries, unread_entries = conntrack.read_entries(netns)
+    expected, unread_expected = expectations.read_expectations(netns)
+    filters, unread_filters = filtering.read_filtering(netns)
+    ipsec, unread_ipsec = xfrm.read_ipsec(netns, names)
+    unread += [*reader.unread, *unread_tables, *unread_entries, *unread_expected, *unread_filters, *unread_ipsec]
     return Network(
         links=links,
         addresses=addresses,
@@ -77,9 +81,10 @@ def _read(netns: int) -> Network:
         sysctls=sysctl.read_changed(netns, {link.ifname: link.mtu for link in links}),
         nftables=tables,
         conntrack=entries,
-        unread=tuple(
-            dict.fromkeys((*reader.unread, *unread, *unread_tables, *unread_entries, *beyond.read_beyond(netns, links)))
-        ),
+        expectations=expected,
+        filtering=filters,
+        ipsec=ipsec,
+        unread=tuple(dict.fromkeys((*unread, *beyond.read_beyond(netns, links)))),
         complete=True,
     )
 

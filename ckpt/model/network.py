@@ -17,6 +17,12 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ckpt.model.bridging import NO_BRIDGING, Bridging
+from ckpt.model.filtering import NO_FILTERING, Filtering
+from ckpt.model.forwarding import LabelRoute, NexthopObject
+from ckpt.model.ipsec import NO_IPSEC, Ipsec
+from ckpt.model.traffic import NO_TRAFFIC, Traffic
+
 FALLBACK_DEVICES = frozenset(
     {"tunl0", "gre0", "gretap0", "erspan0", "sit0", "ip6tnl0", "ip_vti0", "ip6_vti0", "ip6gre0"}
 )
@@ -74,11 +80,11 @@ class Counterpart:
     master: str = ""
     up: bool = True
     addresses: tuple[Address, ...] = ()
+    netns: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    netns: str = ""
     """One link. ``kind`` is netlink's, ``loopback`` for lo, and empty for a physical one.
 
     ``ifindex`` 0, ``mac`` None, ``mtu`` 0 and ``txqlen`` -1 let the kernel choose. ``flags`` are those that can be set:
@@ -86,6 +92,8 @@ class Link:
     ``options`` are the kind's own (IFLA_INFO_DATA) and ``port_options`` those of a port of ``master``
     (IFLA_INFO_SLAVE_DATA), each value as text; ``port_number`` keeps the order of a bridge's ports.
     ``limits`` are GSO and GRO limits that were changed; ``token`` is the IPv6 interface identifier for autoconf.
+    ``features`` are the offloads that are not as on an untouched link of the kind, by ethtool's names; ``channels``
+    are the numbers of queues in use (``rx``, ``tx``, ``combined``) of a link that has more.
     """
 
     ifname: str
@@ -108,6 +116,8 @@ class Link:
     tx_queues: int = 0
     rx_queues: int = 0
     token: str = ""
+    features: Mapping[str, bool] = field(default_factory=dict)
+    channels: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def up(self) -> bool:
@@ -133,6 +143,8 @@ class Nexthop:
     weight: int = 1
     flags: tuple[str, ...] = ()
     realms: int = 0
+    encapsulation: str = ""
+    encapsulation_data: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +153,8 @@ class Route:
 
     ``gateway`` may be of the other family (RTA_VIA). ``expires`` is the seconds that remain, None never.
     ``protocol`` is a number as in /etc/iproute2/rt_protos (2 kernel, 3 boot, 4 static).
+    One with ``nexthop_id`` takes its next hops from that object and has none of its own. ``encapsulation`` names what
+    is put around its packets (``mpls``, ``ip``, ``seg6`` …), of which the data are the kernel's own bytes.
     """
 
     destination: str
@@ -161,6 +175,9 @@ class Route:
     preference: int = 0
     realms: int = 0
     expires: int | None = None
+    nexthop_id: int = 0
+    encapsulation: str = ""
+    encapsulation_data: bytes = b""
 
     @property
     def family(self) -> int:
@@ -187,7 +204,11 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbour:
-    """A permanent neighbour, or with ``proxy`` an address that is answered for on ``ifname`` (``mac`` is empty)."""
+    """A neighbour that was set, or with ``proxy`` an address that is answered for on ``ifname`` (``mac`` is empty).
+
+    ``state`` is ``permanent``, ``noarp``, ``reachable`` (learnt by somebody outside of the kernel, who says so), or
+    empty for one that the kernel keeps alive by itself (``managed``).
+    """
 
     ifname: str
     address: str
@@ -195,29 +216,6 @@ class Neighbour:
     proxy: bool = False
     flags: tuple[str, ...] = ()
     protocol: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NftTable:
-    """One nftables table: ``text`` is what ``nft list`` shows of it, counters and elements included.
-
-    ``objects`` are what the kernel lists of it, in the order in which they are made again. They say all, and count;
-    the text is for people, and for a table that was written by hand and has no objects.
-    """
-
-    family: str
-    name: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlowTuple:
-    """One direction of a tracked flow. Ports are 0 where the protocol has none; the ICMP ones are -1 where absent."""
-
-    source: str
-    destination: str
-    source_port: int = 0
-    destination_port: int = 0
     state: str = "permanent"
 
 
@@ -237,6 +235,30 @@ class NftObject:
 
     kind: str
     attributes: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NftTable:
+    """One nftables table: ``text`` is what ``nft list`` shows of it, counters and elements included.
+
+    ``objects`` are what the kernel lists of it, in the order in which they are made again. They say all, and count;
+    the text is for people, and for a table that was written by hand and has no objects.
+    """
+
+    family: str
+    name: str
+    text: str
+    objects: tuple[NftObject, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowTuple:
+    """One direction of a tracked flow. Ports are 0 where the protocol has none; the ICMP ones are -1 where absent."""
+
+    source: str
+    destination: str
+    source_port: int = 0
+    destination_port: int = 0
     icmp_id: int = -1
     icmp_type: int = -1
     icmp_code: int = -1
@@ -246,9 +268,10 @@ class NftObject:
 class ConntrackEntry:
     """One tracked flow. ``status`` is the kernel's IPS_* bits; ``timeout`` the seconds that remain.
 
-    objects: tuple[NftObject, ...] = ()
     ``protocol`` is the number of the transport protocol; ``protocol_state`` holds its attributes (for TCP: ``state``,
     ``wscale_original``, ``wscale_reply``, ``flags_original``, ``flags_reply``).
+    A ``zone`` of only one direction has ``zone_direction`` ``original`` or ``reply``. ``master`` is the original
+    direction of the flow that this one was expected by, of the protocol ``master_protocol``.
     """
 
     original: FlowTuple
@@ -262,6 +285,33 @@ class ConntrackEntry:
     labels: bytes = b""
     protocol_state: Mapping[str, int] = field(default_factory=dict)
     sequence_adjust: Mapping[str, int] = field(default_factory=dict)
+    zone_direction: str = ""
+    master: FlowTuple | None = None
+    master_protocol: int = 0
+    syn_proxy: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """A flow that the helper of a tracked one (``master``) has announced: what matches ``flow`` under ``mask``.
+
+    ``flags`` and ``policy`` (the class of the helper's limits) are the kernel's numbers, ``function`` the name of what
+    the kernel does with the flow when it comes. With ``nat`` it will be translated, in ``nat_direction``.
+    """
+
+    flow: FlowTuple
+    mask: FlowTuple
+    protocol: int
+    master: FlowTuple
+    master_protocol: int
+    timeout: int
+    helper: str = ""
+    zone: int = 0
+    flags: int = 0
+    policy: int = 0
+    function: str = ""
+    nat: FlowTuple | None = None
+    nat_direction: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,6 +346,14 @@ class Network:
     conntrack: tuple[ConntrackEntry, ...] = ()
     unread: tuple[Unread, ...] = ()
     complete: bool = False
+    nexthops: tuple[NexthopObject, ...] = ()
+    label_routes: tuple[LabelRoute, ...] = ()
+    link_multicast: tuple[LinkMulticast, ...] = ()
+    bridging: Bridging = NO_BRIDGING
+    expectations: tuple[Expectation, ...] = ()
+    filtering: Filtering = NO_FILTERING
+    ipsec: Ipsec = NO_IPSEC
+    traffic: Traffic = NO_TRAFFIC
 
     def link(self, ifname: str) -> Link | None:
         """The link of that name."""

@@ -13,7 +13,7 @@ KINDS = frozenset({"loopback", "veth", "bridge", "macvlan", "macvtap", "vlan", "
 """The kinds of link that travel."""
 
 _BLOCKING = {
-    "iptables-legacy": "replace the iptables-legacy rules by nftables, or flush them",
+    "iptables-legacy": "install iptables, or replace the iptables-legacy rules by nftables",
     "nft-xt": "write the rules with nft's own expressions",
     "nft-table": "install a newer nft",
     "route-attribute": "replace the route by one without it",
@@ -21,7 +21,10 @@ _BLOCKING = {
     "link-master-kind": "take the link out of its master",
     "ipsec": "let IPsec end before the group, or remove its states and policies",
     "nexthop-object": "name the next hops in the routes themselves",
-    "ipvs": "remove the services",
+    "ipvs": "install ipvsadm, or remove the services",
+    "ipset-unread": "install ipset, or destroy the sets",
+    "arptables": "write the rules with arptables-nft, and start the group in a namespace without the table",
+    "ebtables": "write the rules with ebtables-nft, and start the group in a namespace without the table",
     "bridge-vlan": "turn VLAN filtering off",
 }
 

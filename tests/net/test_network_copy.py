@@ -270,7 +270,6 @@ def test_read_names_what_cannot_travel(group: int) -> None:
 
 
 BEYOND = {
-    "ipsec": "ip xfrm state add src 10.0.0.1 dst 10.0.0.2 proto esp spi 5 enc 'cipher_null' ''",
     "link-qdisc": "tc qdisc add dev eth0 root netem delay 1ms || tc qdisc add dev eth0 root prio",
 }
 

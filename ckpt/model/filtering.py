@@ -1,0 +1,48 @@
+"""What filters and balances beside nftables: the tables of iptables-legacy, ipset's sets, and IPVS.
+
+Each is kept in the language of its own tool, whose text is stable, and which is also what restores it: lines as
+``iptables-legacy-save -c``, ``ipset save`` and ``ipvsadm -S -n`` print them, with counters and remaining times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegacyTable:
+    """One table of iptables-legacy: ``family`` is 4 or 6, ``text`` from its ``*name`` to its COMMIT."""
+
+    family: int
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IpSet:
+    """One set: what follows ``create NAME`` and, for each member, ``add NAME``.
+
+    ``index`` is the kernel's number of it, by which rules of iptables-nft name it; -1 where the kernel does not tell.
+    """
+
+    name: str
+    definition: str
+    members: tuple[str, ...] = ()
+    index: int = -1
+
+    @property
+    def of_sets(self) -> bool:
+        """Whether its members are sets."""
+        return self.definition.startswith("list:set")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filtering:
+    """All of it, in a namespace."""
+
+    legacy_tables: tuple[LegacyTable, ...] = ()
+    ip_sets: tuple[IpSet, ...] = ()
+    virtual_services: tuple[str, ...] = ()
+
+
+NO_FILTERING = Filtering()
