@@ -375,11 +375,10 @@ class _Applier:
     # ---- sysctls --------------------------------------------------------------------------------------------------
 
     def _settle_sysctls(self, step: plan.SettleSysctls) -> None:
-        now = sysctl.read_all(self._netns)
-        expected = sysctl.expected(step.sysctls, now, step.mtus)
-        changed = {key: value for key, value in expected.items() if now[key] != value}
+        now = sysctl.read(self._netns)
+        changed = sysctl.unsettled(step.sysctls, now, step.mtus)
         # stable_secret has no value to be read until it is set.
-        changed |= {key: value for key, value in step.sysctls.items() if key not in now and _has_no_template(key)}
+        changed |= {key: value for key, value in step.sysctls.items() if now.get(key) is None and _has_no_template(key)}
         modes = _take_modes(changed, self._indices)
         sysctl.write(self._netns, changed)
         for ifname, mode in modes.items():

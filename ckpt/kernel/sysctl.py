@@ -12,7 +12,8 @@ from __future__ import annotations
 import errno
 import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from ckpt.errors import NetworkError
 from ckpt.kernel import devconf
@@ -45,61 +46,85 @@ def is_template(key: str) -> bool:
     return parts is not None and parts[1] in _TEMPLATES
 
 
-def read_all(netns: int) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class Sysctls:
+    """What a namespace's files say. ``devices`` is by tree and link; links that are alike share one mapping."""
+
+    plain: dict[str, str]
+    devices: dict[tuple[str, str], dict[str, str]]
+
+    def get(self, key: str) -> str | None:
+        """The value of ``key``; None where it has none."""
+        parts = device_of(key)
+        if parts is None or parts[1] in _TEMPLATES:
+            return self.plain.get(key)
+        tree, device, name = parts
+        return self.devices.get((tree, device), {}).get(name)
+
+
+def read(netns: int) -> Sysctls:
     """Every sysctl that can be read and written in ``netns``."""
     walk = _Walk(devconf.read_marks(netns))
     with entered(netns):
         walk.enter("net")
-    return walk.values
+    return walk.found
+
+
+def read_all(netns: int) -> dict[str, str]:
+    """The same as one mapping of all keys."""
+    found = read(netns)
+    of_devices = (
+        (f"{tree}/{device}/{name}", value)
+        for (tree, device), values in found.devices.items()
+        for name, value in values.items()
+    )
+    return found.plain | dict(of_devices)
 
 
 class _Walk:
     """One walk through a namespace's files. A thousand links have a hundred thousand, so few of them are opened.
 
-    What is remembered: which names of a per-device tree are read and written, and the text that was read for a name
-    with a certain number behind it (`devconf`).
+    All links have the same files in a tree; what is in them is told apart by the numbers behind them (`devconf`), and
+    read once for each number. Only what has no number is read for every link.
     """
 
     def __init__(self, marks: Mapping[tuple[str, str], devconf.Marks]) -> None:
-        self.values: dict[str, str] = {}
+        self.found = Sysctls({}, {})
         self._marks = marks
-        self._kept: dict[tuple[str, str], bool] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
         self._texts: dict[tuple[str, str, int], str | None] = {}
+        self._alike: dict[object, dict[str, str]] = {}
 
     def enter(self, directory: str) -> None:
         """Take the values of all keys below ``directory``."""
         with os.scandir(f"{_ROOT}/{directory}") as found:
             entries = sorted(found, key=lambda entry: entry.name)
-        tree, _, device = directory.rpartition("/")
-        if tree in _DEVICE_TREES and device not in _TEMPLATES:
-            self._take_device(tree, device, entries)
-            return
         for entry in entries:
             key = f"{directory}/{entry.name}"
-            if entry.is_dir():
+            if directory in _DEVICE_TREES and entry.name not in _TEMPLATES:
+                self.found.devices[directory, entry.name] = self._of_device(directory, entry.name)
+            elif entry.is_dir():
                 self.enter(key)
             elif _is_kept(entry, key) and (value := _read(key)) is not None:
-                self.values[key] = value
+                self.found.plain[key] = value
 
-    def _take_device(self, tree: str, device: str, entries: Iterable[os.DirEntry[str]]) -> None:
+    def _of_device(self, tree: str, device: str) -> dict[str, str]:
         marks = self._marks.get((tree, device), {})
-        for entry in entries:
-            name = entry.name
-            key = f"{tree}/{device}/{name}"
-            kept = self._kept.get((tree, name))
-            if kept is None:
-                kept = self._kept[tree, name] = _is_kept(entry, key)
-            if not kept:
-                continue
-            mark = marks.get(name)
-            if mark is None:
-                value = _read(key)
-            elif (tree, name, mark) in self._texts:
-                value = self._texts[tree, name, mark]
-            else:
-                value = self._texts[tree, name, mark] = _read(key)
-            if value is not None:
-                self.values[key] = value
+        if tree not in self._names:
+            with os.scandir(f"{_ROOT}/{tree}/{device}") as found:
+                self._names[tree] = tuple(sorted(one.name for one in found if _is_kept(one, "")))
+        own = {name: _read(f"{tree}/{device}/{name}") for name in self._names[tree] if name not in marks}
+        alike = (tree, *own.items(), *marks.items())
+        if alike not in self._alike:
+            texts = own | {name: self._text(tree, device, name, mark) for name, mark in marks.items()}
+            self._alike[alike] = {name: value for name in self._names[tree] if (value := texts.get(name)) is not None}
+        return self._alike[alike]
+
+    def _text(self, tree: str, device: str, name: str, mark: int) -> str | None:
+        key = (tree, name, mark)
+        if key not in self._texts:
+            self._texts[key] = _read(f"{tree}/{device}/{name}") if name in self._names[tree] else None
+        return self._texts[key]
 
 
 def _is_kept(entry: os.DirEntry[str], key: str) -> bool:
@@ -122,51 +147,62 @@ def _read(key: str) -> str | None:
 
 def read_changed(netns: int, mtus: Mapping[str, int]) -> dict[str, str]:
     """What of ``netns`` differs from an untouched namespace, as ``Network.sysctls`` describes it."""
-    untouched, values = _untouched(), read_all(netns)
-    return {key: value for key, value in values.items() if _kept(key, value, values, untouched, mtus)}
+    untouched, found = _untouched(), read(netns)
+    changed = {key: value for key, value in found.plain.items() if _is_changed(key, value, untouched)}
+    seen: dict[int, list[tuple[str, str]]] = {}
+    for (tree, device), values in found.devices.items():
+        if id(values) not in seen:
+            # Outside the first namespace the neighbour tables show no template; an untouched lo has its values.
+            template = untouched.devices.get((tree, "lo"), {}) | _template(tree, found.plain)
+            seen[id(values)] = [
+                item for item in values.items() if item[0] != "mtu" and template.get(item[0]) != item[1]
+            ]
+        changed.update((f"{tree}/{device}/{name}", value) for name, value in seen[id(values)])
+        if "mtu" in values and values["mtu"] != str(mtus.get(device, values["mtu"])):
+            changed[f"{tree}/{device}/mtu"] = values["mtu"]
+    return changed
 
 
 @functools.cache
-def _untouched() -> Mapping[str, str]:
+def _untouched() -> Sysctls:
     """The sysctls of a namespace that nobody has touched; read once, since a group may be frozen meanwhile."""
     pristine = create()
     try:
-        return read_all(pristine)
+        return read(pristine)
     finally:
         os.close(pristine)
 
 
-def _kept(
-    key: str, value: str, values: Mapping[str, str], untouched: Mapping[str, str], mtus: Mapping[str, int]
-) -> bool:
-    parts = device_of(key)
-    if parts is None:
-        return key in _INHERITED or untouched.get(key) != value
-    tree, device, name = parts
-    if device in _TEMPLATES:
-        return True
-    if name == "mtu":
-        return value != str(mtus.get(device, value))
-    # Outside the first namespace the neighbour tables show no template; an untouched lo has its values.
-    template = values.get(f"{tree}/default/{name}", untouched.get(f"{tree}/lo/{name}"))
-    return value != template
+def _is_changed(key: str, value: str, untouched: Sysctls) -> bool:
+    return is_template(key) or key in _INHERITED or untouched.plain.get(key) != value
 
 
-def expected(wanted: Mapping[str, str], now: Mapping[str, str], mtus: Mapping[str, int]) -> dict[str, str]:
-    """What every key that ``now`` has should be for a namespace recorded as ``wanted``; unrecorded ones stay."""
-    result: dict[str, str] = {}
-    for key in now:
-        parts = device_of(key)
-        if key in wanted:
-            result[key] = wanted[key]
-        elif parts is not None and parts[1] not in _TEMPLATES:
-            tree, device, name = parts
-            template = wanted.get(f"{tree}/default/{name}")
-            if name == "mtu":
-                result[key] = str(mtus.get(device, now[key]))
-            elif template is not None:
-                result[key] = template
-    return result
+def _template(tree: str, values: Mapping[str, str]) -> dict[str, str]:
+    """What ``values`` say of ``default``, by name."""
+    start = f"{tree}/default/"
+    return {key[len(start) :]: value for key, value in values.items() if key.startswith(start)}
+
+
+def unsettled(wanted: Mapping[str, str], now: Sysctls, mtus: Mapping[str, int]) -> dict[str, str]:
+    """What is to be written so that a namespace is as recorded in ``wanted``; keys that are not there stay away.
+
+    A link's that is not recorded is as its template; another one that is not recorded stays as it is.
+    """
+    changed = {key: value for key, value in wanted.items() if now.get(key) not in (None, value)}
+    seen: dict[int, list[tuple[str, str]]] = {}
+    for (tree, device), values in now.devices.items():
+        if id(values) not in seen:
+            template = _template(tree, wanted)
+            seen[id(values)] = [
+                (name, template[name])
+                for name in values
+                if name != "mtu" and template.get(name, values[name]) != values[name]
+            ]
+        own = [(f"{tree}/{device}/{name}", value) for name, value in seen[id(values)]]
+        if "mtu" in values and (mtu := str(mtus.get(device, values["mtu"]))) != values["mtu"]:
+            own.append((f"{tree}/{device}/mtu", mtu))
+        changed.update((key, value) for key, value in own if key not in wanted)
+    return changed
 
 
 def order(key: str) -> tuple[int, str]:
