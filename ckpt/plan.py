@@ -405,6 +405,18 @@ def is_kernels_own(route: Route) -> bool:
     return route.family == 6 and route.protocol == _RTPROT_KERNEL and route.priority == 0
 
 
+def apart(routes: Iterable[Route]) -> Iterable[tuple[Route, ...]]:
+    """``routes`` in runs in which none has the destination of another: their order within a run says nothing."""
+    run: dict[tuple[str, int], Route] = {}
+    for route in routes:
+        if (route.destination, route.table) in run:
+            yield tuple(run.values())
+            run = {}
+        run[route.destination, route.table] = route
+    if run:
+        yield tuple(run.values())
+
+
 def order_routes(routes: Iterable[Route]) -> tuple[Route, ...]:
     """The order in which to add: what a gateway may be resolved through before what has one."""
 

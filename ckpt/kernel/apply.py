@@ -151,10 +151,10 @@ class _Applier:
                 self._make_across(link, other, peer)
             else:
                 self._make_to_caller(link, other)
-        for ifname in (link.ifname, peer.ifname) if peer else (link.ifname,):
-            made = rtnl_links.read_one(self._inside, ifname=ifname)
-            if made is not None:
-                self._indices[ifname] = made.index
+        for one in (link, peer) if peer else (link,):
+            # An index that is asked for is had, or the link is refused.
+            made = None if one.ifindex else rtnl_links.read_one(self._inside, ifname=one.ifname)
+            self._indices[one.ifname] = made.index if made else one.ifindex
 
     def _make_to_caller(self, link: Link, other: Counterpart) -> None:
         """Make a link whose counterpart is in the caller's namespace; asked for from inside, see ``_make_across``."""
@@ -250,10 +250,14 @@ class _Applier:
         for address in extra:
             with _naming("address-refused", f"address {address.address} of {address.ifname}", "remove"):
                 self._inside.request(rtnl_routes.RTM_DELADDR, rtnl_routes.encode_address(address, self._indices))
-        for address in plan.order_addresses(missing):
-            with _naming("address-refused", f"address {address.address} of {address.ifname}", "add"):
-                body = rtnl_routes.encode_address(address, self._indices)
-                self._inside.request(rtnl_routes.RTM_NEWADDR, body, NLM_F_CREATE | NLM_F_REPLACE)
+        added = plan.order_addresses(missing)
+        bodies = (rtnl_routes.encode_address(address, self._indices) for address in added)
+        flags = NLM_F_CREATE | NLM_F_REPLACE
+        said = self._inside.requests([(rtnl_routes.RTM_NEWADDR, body, flags) for body in bodies])
+        for address, refusal in zip(added, said, strict=True):
+            if refusal is not None:
+                with _naming("address-refused", f"address {address.address} of {address.ifname}", "add"):
+                    raise refusal
         if any(":" in address.address for address in missing):
             self._await_addresses(missing)
 
@@ -289,9 +293,13 @@ class _Applier:
 
     def _set_routes(self, step: plan.SetRoutes) -> None:
         extra, missing = self._await_own_routes(step)
-        for route in plan.order_routes(missing):
-            with _naming("route-refused", f"route to {route.destination} in table {route.table}", "add"):
-                self._add_route(route, gateway_was_there=step.only)
+        for routes in plan.apart(plan.order_routes(missing)):
+            said = self._inside.requests([self._route_message(route) for route in routes])
+            for route, refusal in zip(routes, said, strict=True):
+                if refusal is not None:
+                    # Asked again by itself: another that was refused may have been what it needs.
+                    with _naming("route-refused", f"route to {route.destination} in table {route.table}", "add"):
+                        self._add_route(route, gateway_was_there=step.only)
         for route in extra:
             with _naming("route-refused", f"route to {route.destination} in table {route.table}", "remove"):
                 self._request_unless_gone(
@@ -312,19 +320,22 @@ class _Applier:
                 return extra, missing
             time.sleep(0.002)
 
-    def _add_route(self, route: Route, *, gateway_was_there: bool) -> None:
+    def _route_message(self, route: Route) -> tuple[int, bytes, int]:
         # IPv4 tells routes to one destination apart only when they are appended; for IPv6 that is the rule anyway.
         flags = NLM_F_CREATE | (NLM_F_APPEND if route.family == 4 else 0)
-        body = rtnl_routes.encode_route(route, self._indices)
+        return rtnl_routes.RTM_NEWROUTE, rtnl_routes.encode_route(route, self._indices), flags
+
+    def _add_route(self, route: Route, *, gateway_was_there: bool) -> None:
+        message = self._route_message(route)
         try:
-            self._inside.request(rtnl_routes.RTM_NEWROUTE, body, flags)
+            self._inside.request(*message)
         except KernelRefusal as error:
             if error.errno == errno.EEXIST and self._is_there(route):
                 return  # one of the kernel's own, which it makes for an address some time after it
             if not gateway_was_there or not _is_unreachable(error) or not self._gateways(route):
                 raise
             with self._gateways_on_link(self._gateways(route)):
-                self._inside.request(rtnl_routes.RTM_NEWROUTE, body, flags)
+                self._inside.request(*message)
 
     def _is_there(self, route: Route) -> bool:
         now = rtnl.read_routes(self._inside, self._names(), [])

@@ -48,6 +48,8 @@ _NETLINK_GET_STRICT_CHK = 12
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _RECEIVE_BUFFER = 4 << 20
+# So many answers fit into a receive buffer that could not be enlarged, also when all are refusals.
+_AT_ONCE = 200
 _SO_SNDBUFFORCE = 32
 
 _NFNL_MSG_BATCH_BEGIN = 0x10
@@ -110,6 +112,37 @@ class Netlink:
         """Send one message and wait for its acknowledgement; replies before it are returned. Raises KernelRefusal."""
         self._send(kind, payload, NLM_F_REQUEST | NLM_F_ACK | flags)
         return list(self._replies())
+
+    def requests(self, messages: Sequence[tuple[int, bytes, int]]) -> list[KernelRefusal | None]:
+        """Send (type, payload, flags) messages, each whatever became of those before it; what is said to each.
+
+        Many go out at once, and the kernel answers those that it refuses and the last. For messages without replies.
+        """
+        said: list[KernelRefusal | None] = []
+        for start in range(0, len(messages), _AT_ONCE):
+            said += self._send_many(messages[start : start + _AT_ONCE])
+        return said
+
+    def _send_many(self, messages: Sequence[tuple[int, bytes, int]]) -> list[KernelRefusal | None]:
+        first = self._sequence + 1
+        parts: list[bytes] = []
+        for kind, payload, flags in messages:
+            self._sequence += 1
+            size = _HEADER.size + len(payload)
+            asked = NLM_F_REQUEST | flags | (NLM_F_ACK if self._sequence - first == len(messages) - 1 else 0)
+            parts += [_HEADER.pack(size, kind, asked, self._sequence, 0), payload, b"\0" * (-size % 4)]
+        self._socket.send(b"".join(parts))
+        said: list[KernelRefusal | None] = [None] * len(messages)
+        while True:
+            for kind, flags, sequence, body in _messages(self._socket.recv(1 << 18)):
+                if kind != _NLMSG_ERROR or sequence < first:
+                    continue
+                try:
+                    _raise_refusal(kind, flags, body)
+                except KernelRefusal as error:
+                    said[sequence - first] = error
+                if sequence == self._sequence:
+                    return said
 
     def dump(self, kind: int, payload: bytes) -> list[tuple[int, bytes]]:
         """Everything the kernel lists for ``kind``, as of one moment. Raises KernelRefusal or NetworkError."""
