@@ -39,7 +39,8 @@ class VlanOptions:
 class ForwardingEntry:
     """Frames to ``mac`` leave by ``ifname``, and there to ``destination`` where that is a tunnel.
 
-    ``owner`` is ``master`` for an entry of the bridge that ``ifname`` is a port of, ``self`` for one of the link's own.
+    ``owner`` is ``master`` for an entry of the bridge that ``ifname`` is a port of, ``bridge`` for one that names the
+    bridge itself, ``self`` for one of the link's own.
     ``state`` is ``permanent`` (the link's own address, or so taken), ``static``, or ``reachable`` for one that ages.
     """
 

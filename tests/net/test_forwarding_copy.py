@@ -54,7 +54,7 @@ FORWARDING = {
         ip -f mpls route add 100 as 200/300 via inet 10.0.0.1 dev eth0; ip -f mpls route add 101 dev lo
         ip -f mpls route add 102 via inet6 fd00::9 dev eth0 proto 99 ttl-propagate disabled
         ip -f mpls route add 103 as 7 via link 02:00:00:00:00:07 dev eth0
-        ip -f mpls route add 104 nexthop as 5 via inet 10.0.0.1 dev eth0 weight 3 nexthop via inet 10.0.0.9 dev eth0""",
+        ip -f mpls route add 104 nexthop as 5 via inet 10.0.0.1 dev eth0 nexthop via inet 10.0.0.9 dev eth0""",
 }
 NEEDS = {
     "encap-mpls": "ip route add 10.8.0.0/16 encap mpls 9 dev lo",
