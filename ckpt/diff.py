@@ -133,6 +133,11 @@ _KNOWN_BY: Mapping[str, Callable[[Any], tuple[str, ...]]] = {
     ),
     "NftTable": lambda table: (table.family, table.name),
     "ConntrackEntry": _flow,
+    "Expectation": lambda expected: (f"protocol {expected.protocol}", str(expected.flow), f"of {expected.master}"),
+    "LegacyTable": lambda table: (f"ipv{table.family}", table.name),
+    "IpSet": lambda one: (one.name,),
+    "XfrmState": lambda state: (state.source, f"to {state.destination}", f"spi {state.spi:#x}", f"{state.protocol}"),
+    "XfrmPolicy": lambda policy: (f"index {policy.index}",),
     "Unread": lambda unread: (unread.code, unread.subject),
 }
 """How an object is called, which is also what it is matched by, as words; empty ones are left out."""
@@ -179,12 +184,19 @@ _BY_NATURE = frozenset(
         *(("InheritedFile", field) for field in ("key", "position")),
         ("Counterpart", "ifindex"),
         ("ConntrackEntry", "timeout"),
+        ("Expectation", "timeout"),
+        # The text of the table says the same, for people, and these hold the time that elements have left.
+        ("NftTable", "objects"),
+        ("XfrmState", "used"),
     }
 )
 """Fields, by their record's type, that are other at each read, on each host, or after each restore."""
 
 _RUNNING = frozenset({("Address", "valid_lifetime"), ("Address", "preferred_lifetime"), ("Route", "expires")})
 """Fields that hold the time that remains. That there is a limit is a difference, and that it has been reached."""
+
+_TABLE_COUNTS = re.compile(r"\[\d+:\d+\]")
+_MEMBER_COUNTS = re.compile(r" (timeout|packets|bytes) \d+")
 
 _NFT_COUNTS = (
     (re.compile(r"\bpackets \d+ bytes \d+"), "packets … bytes …"),
@@ -201,6 +213,8 @@ def _without_counts(text: str) -> str:
 
 _STEADY: Mapping[tuple[str, str], Callable[[Any], object]] = {
     ("NftTable", "text"): _without_counts,
+    ("LegacyTable", "text"): lambda text: _TABLE_COUNTS.sub("[…]", text),
+    ("IpSet", "members"): lambda members: tuple(sorted(_MEMBER_COUNTS.sub("", member) for member in members)),
     ("OpenFile", "path"): lambda path: re.sub(r":\[\d+\]$", ":[…]", path),
     ("Socket", "peer"): bool,
     # The host's own end of a link makes its own.

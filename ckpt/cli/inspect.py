@@ -151,7 +151,13 @@ def _network(network: Network) -> None:
         "neighbours": len(network.neighbours),
         "sysctls": len(network.sysctls),
         "nftables": len(network.nftables),
+        "iptables tables": len(network.filtering.legacy_tables),
+        "ipset sets": len(network.filtering.ip_sets),
+        "IPVS services and servers": len(network.filtering.virtual_services),
         "conntrack entries": len(network.conntrack),
+        "conntrack expectations": len(network.expectations),
+        "IPsec states": len(network.ipsec.states),
+        "IPsec policies": len(network.ipsec.policies),
     }
     click.echo("also: " + ", ".join(f"{count} {what}" for what, count in others.items() if count))
     click.echo()

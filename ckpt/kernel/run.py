@@ -20,7 +20,16 @@ from ckpt.kernel.netns import entered
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-_PACKAGES = {"nft": "nftables", "ip": "iproute2", "criu": "criu", "ssh": "openssh-client"}
+_PACKAGES = {
+    "nft": "nftables",
+    "ip": "iproute2",
+    "criu": "criu",
+    "ssh": "openssh-client",
+    "iptables-legacy-save": "iptables",
+    "iptables-legacy-restore": "iptables",
+    "ip6tables-legacy-save": "iptables",
+    "ip6tables-legacy-restore": "iptables",
+}
 
 
 class CommandError(CkptError):

@@ -32,7 +32,6 @@ _HASH_THRESHOLDS = {3: ("4", "32/32"), 4: ("6", "128/128")}
 
 # ESP, AH and IPComp. Others (IPv4 and IPv6 in IPv4) the kernel adds by itself to an IPComp tunnel.
 _PROTOCOLS = frozenset({50, 51, 108})
-_KEYS = ("alg_auth", "alg_auth_trunc", "alg_crypt", "alg_aead", "alg_comp")
 
 
 def read_ipsec(netns: int, names: Mapping[int, str]) -> tuple[Ipsec, tuple[Unread, ...]]:
@@ -64,7 +63,7 @@ def _state(body: bytes, names: Mapping[int, str], unread: list[Unread]) -> Itera
     subject = describe(state)
     if state.protocol not in _PROTOCOLS:
         return
-    if not any(name in state.attributes for name in _KEYS):
+    if not state.keys:
         what = "is only reserved; whoever did it must do it again"
         unread.append(Unread(code="xfrm-reserved", subject=subject, what=what))
         return

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping
 
 from ckpt.kernel.netlink import attribute, ip_bytes, ip_text, pairs
-from ckpt.model.ipsec import XfrmPolicy, XfrmSelector, XfrmState
+from ckpt.model.ipsec import XfrmKey, XfrmPolicy, XfrmSelector, XfrmState
 
 # struct xfrm_selector, xfrm_id, xfrm_usersa_info and xfrm_userpolicy_info as the 64-bit kernel lays them out.
 _SELECTOR = struct.Struct("=16s16s8sHBBB3xiI")
@@ -66,6 +66,7 @@ ATTRIBUTES = {
     41: "iptfs_pkt_size",
 }
 """The attributes (XFRMA_*) that a state or policy keeps, by number."""
+_ALGORITHMS = tuple(name for name in ATTRIBUTES.values() if name.startswith("alg_"))
 _NUMBERS = {name: kind for kind, name in ATTRIBUTES.items()}
 
 # The padding, and the time of the last use, which the kernel counts anew.
@@ -78,8 +79,9 @@ def decode_state(body: bytes, names: Mapping[int, str]) -> tuple[XfrmState, froz
     limits, used, (seq, reqid, family, mode, window, flags) = rest[:8], rest[8:12], rest[12:]
     destination, spi, protocol = _ID.unpack(identity)
     attributes, unknown = _decode_attributes(body, _STATE.size)
-    if "alg_auth_trunc" in attributes:
-        attributes.pop("alg_auth", None)  # the same once more, for tools that know no truncation
+    keys = {name: XfrmKey(value=attributes.pop(name)) for name in _ALGORITHMS if name in attributes}
+    if "alg_auth_trunc" in keys:
+        keys.pop("alg_auth", None)  # the same once more, for tools that know no truncation
     state = XfrmState(
         family=_FAMILY[family],
         source=_address(source, family),
@@ -94,6 +96,7 @@ def decode_state(body: bytes, names: Mapping[int, str]) -> tuple[XfrmState, froz
         selector=_decode_selector(selector, names),
         limits=_changed(dict(zip(_LIMITS, limits, strict=True)), _NO_LIMIT),
         used=dict(zip(_USED, used, strict=True)),
+        keys=keys,
         attributes=attributes,
     )
     return state, unknown
@@ -117,7 +120,8 @@ def encode_state(state: XfrmState, indices: Mapping[str, int]) -> bytes:
         state.flags,
     )
     lifetime = attribute(_LTIME_VAL, struct.pack("=4Q", *used)) if state.used else b""
-    return body + lifetime + _encode_attributes(state.attributes)
+    keys = {name: key.value for name, key in state.keys.items()}
+    return body + lifetime + _encode_attributes({**keys, **state.attributes})
 
 
 def decode_policy(body: bytes, names: Mapping[int, str]) -> tuple[XfrmPolicy, frozenset[int]]:

@@ -1,15 +1,29 @@
 """IPsec of a namespace as records: the kernel's xfrm states and policies.
 
 Keys are among them, so an image that holds states is as secret as the traffic they protect. Addresses are text,
-selectors' with their prefix length; what a state or policy has beside its fixed part is kept as the kernel's bytes, by
-the attribute's name (``alg_aead``, ``encap``, ``mark``, ``replay_esn_val`` …). Limits are those of the kernel, in
-bytes, packets and seconds; 2^64-1 is no limit.
+selectors' with their prefix length. What a state or policy has beside its fixed part is kept as the kernel's bytes, by
+the attribute's name (``encap``, ``mark``, ``replay_esn_val`` …), algorithms with their keys apart from the rest.
+Limits are those of the kernel, in bytes, packets and seconds; 2^64-1 is no limit.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class XfrmKey:
+    """An algorithm and its key as the kernel's bytes. As text it shows the name and a digest, never the key."""
+
+    value: bytes
+
+    def __str__(self) -> str:
+        algorithm = self.value[:64].partition(b"\0")[0].decode("ascii", "replace")
+        return f"{algorithm} (SHA-256 {hashlib.sha256(self.value).hexdigest()[:8]}…)"
+
+    __repr__ = __str__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +59,7 @@ class XfrmState:
     selector: XfrmSelector = XfrmSelector()
     limits: Mapping[str, int] = field(default_factory=dict)
     used: Mapping[str, int] = field(default_factory=dict)
+    keys: Mapping[str, XfrmKey] = field(default_factory=dict)
     attributes: Mapping[str, bytes] = field(default_factory=dict)
 
 

@@ -38,6 +38,7 @@ def cannot_travel(network: Network, observed: Network | None = None) -> tuple[Fi
         *(found for link in network.links if (found := _judge_link(link))),
         *(found for address in network.addresses if (found := _judge_address(address))),
         *(_judge_unread(unread) for unread in network.unread),
+        *_judge_ipsec(network),
         *(_missing_sysctl(key) for key in _missing_templates(network, observed)),
     )
 
@@ -88,6 +89,19 @@ def _judge_address(address: Address) -> Finding | None:
         reason=f"the kernel lets nobody set {', '.join(lost)}; the address is restored without",
         remedy="none is needed where only the address counts",
     )
+
+
+def _judge_ipsec(network: Network) -> tuple[Finding, ...]:
+    if not network.ipsec.states:
+        return ()
+    finding = Finding(
+        severity=Severity.WARN,
+        code="ipsec-keys",
+        subject=f"{len(network.ipsec.states)} IPsec states",
+        reason="their keys are in the image, and a copy that is restored later or twice repeats sequence numbers",
+        remedy="restore the image once, before the group goes on elsewhere; else negotiate new keys after the restore",
+    )
+    return (finding,)
 
 
 def _judge_unread(unread: Unread) -> Finding:
