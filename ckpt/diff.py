@@ -136,6 +136,7 @@ _KNOWN_BY: Mapping[str, Callable[[Any], tuple[str, ...]]] = {
     "Expectation": lambda expected: (f"protocol {expected.protocol}", str(expected.flow), f"of {expected.master}"),
     "LegacyTable": lambda table: (f"ipv{table.family}", table.name),
     "IpSet": lambda one: (one.name,),
+    "NamedObject": lambda one: (one.kind, one.name),
     "XfrmState": lambda state: (state.source, f"to {state.destination}", f"spi {state.spi:#x}", f"{state.protocol}"),
     "XfrmPolicy": lambda policy: (f"index {policy.index}",),
     "Unread": lambda unread: (unread.code, unread.subject),

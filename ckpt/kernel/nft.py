@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from ckpt.errors import CkptError, NetworkError
 from ckpt.kernel import lock, netlink
 from ckpt.kernel.netlink import Netlink
-from ckpt.kernel.nft_objects import FAMILIES, header, load_objects, read_objects
+from ckpt.kernel.nft_objects import FAMILIES, header, load_objects, names_cut_timeout, read_objects
 from ckpt.kernel.run import CommandError, run
 from ckpt.model.network import NftTable, Unread
 
@@ -59,6 +59,10 @@ def read_tables(netns: int) -> tuple[tuple[NftTable, ...], tuple[Unread, ...]]:
         if not listed:
             return (), ()
         objects = read_objects(connection)
+    for family, name in listed:
+        if any(map(names_cut_timeout, objects.get((family, name), ()))):
+            what = "has a rule of iptables with a timeout policy, of whose name the kernel shows only the beginning"
+            unread.append(Unread(code="nft-xt", subject=f"nft table {family} {name}", what=what))
     texts = _shown(netns)
     tables = [
         NftTable(family=family, name=name, text=texts.get((family, name), ""), objects=objects.get((family, name), ()))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from ckpt.errors import NetworkError
 from ckpt.kernel import netlink, nft_rules
@@ -44,6 +44,8 @@ _SET_FLAGS = 3
 _OWNER_FLAGS = 0x2 | 0x4
 _INTERVAL, _CONCATENATED = 0x4, 0x80
 _ELEMENT, _ELEMENT_KEY, _ELEMENT_FLAGS = 1, 1, 3
+# NFTA_TARGET_NAME and _INFO; in struct xt_ct_target_info_v1, where the name of the timeout policy begins.
+_TARGET_NAME, _TARGET_INFO, _CT_TIMEOUT = 1, 3, 28
 _ELEMENTS_BYTES = 30_000
 _CHAIN_NAME, _CHAIN_FLAGS, _CHAIN_BINDING = 3, 10, 0x4
 
@@ -208,12 +210,17 @@ def describe(one: NftObject) -> str:
     return words if name is None else f"{words} {netlink.text(name)}"
 
 
-def extensions(objects: Iterable[NftObject]) -> set[str]:
-    """The names of the iptables matches and targets that rules of ``objects`` use."""
-    return {
-        netlink.text(parts.get(1, b""))
-        for one in objects
-        if one.kind == "rule"
+def names_cut_timeout(one: NftObject) -> bool:
+    """Whether it is a rule with the iptables target CT that names a timeout policy.
+
+    Of that name the kernel shows four bytes (xt_CT's ``usersize`` ends within it since "xtables: extend matches and
+    targets with .usersize", Linux 4.11), so such a rule cannot be made again from what is shown.
+    """
+    if one.kind != "rule":
+        return False
+    targets = [
+        parts
         for name, parts in nft_rules.expressions(parse(one.attributes).get(_EXPRESSIONS, b""))
-        if name in ("match", "target")
-    }
+        if name == "target" and netlink.text(parts.get(_TARGET_NAME, b"")) == "CT"
+    ]
+    return any(any(parts.get(_TARGET_INFO, b"")[_CT_TIMEOUT : _CT_TIMEOUT + 4]) for parts in targets)

@@ -8,8 +8,10 @@ one of them is in use is told. What some extensions remember beside their rules 
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from ckpt.errors import NetworkError, UnsupportedError
 from ckpt.kernel import netlink
@@ -25,6 +27,9 @@ _NET = "/proc/thread-self/net"
 
 # What these extensions remember shows as files that are not empty, one for each list.
 _MEMORIES = {"xt_recent": "recent", "ipt_hashlimit": "hashlimit", "ip6t_hashlimit": "hashlimit"}
+
+_TIMEOUT = re.compile(r"(^.* -j CT .*--timeout )(\S+)", re.MULTILINE)
+_CUT = 4
 
 _EBTABLES = ("ebtable_filter", "ebtable_nat", "ebtable_broute")
 _NFNL_MSG_HOOK_GET = 12 << 8
@@ -102,6 +107,29 @@ def _memories(netns: int) -> Iterator[Unread]:
                 if count:
                     what = f"remembers {count} addresses, and will begin with none"
                     yield Unread(code="xt-memory", subject=f"list {name} of the iptables match {extension}", what=what)
+
+
+def with_whole_names(tables: Sequence[LegacyTable], policies: Sequence[str]) -> tuple[list[LegacyTable], list[Unread]]:
+    """``tables`` with the names of timeout policies whole, and those where it is not clear which is meant.
+
+    The kernel shows four bytes of a name after ``--timeout`` (see ``nft_objects.names_cut_timeout``).
+    """
+    unread: list[Unread] = []
+    result: list[LegacyTable] = []
+    for table in tables:
+
+        def whole(match: re.Match[str], table: LegacyTable = table) -> str:
+            shown = match[2]
+            meant = [name for name in policies if name == shown or (len(shown) == _CUT and name.startswith(shown))]
+            if len(meant) != 1:
+                what = f"has a rule with a timeout policy of which the kernel shows only {shown!r}"
+                subject = f"{_FAMILIES[table.family][1]} table {table.name}"
+                unread.append(Unread(code="iptables-legacy", subject=subject, what=what))
+                return match[0]
+            return match[1] + meant[0]
+
+        result.append(replace(table, text=_TIMEOUT.sub(whole, table.text)))
+    return result, unread
 
 
 def load_tables(netns: int, tables: Sequence[LegacyTable]) -> None:

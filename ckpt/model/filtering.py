@@ -1,7 +1,7 @@
-"""What filters and balances beside nftables: the tables of iptables-legacy, ipset's sets, and IPVS.
+"""What filters and balances beside nftables: the tables of iptables-legacy, ipset's sets, IPVS, and named objects.
 
-Each is kept in the language of its own tool, whose text is stable, and which is also what restores it: lines as
-``iptables-legacy-save -c``, ``ipset save`` and ``ipvsadm -S -n`` print them, with counters and remaining times.
+The first three are kept in the language of their own tools, whose text is stable, and which are also what restores
+them: lines as ``iptables-legacy-save -c``, ``ipset save`` and ``ipvsadm -S -n`` print them, with counters and times.
 """
 
 from __future__ import annotations
@@ -37,12 +37,22 @@ class IpSet:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NamedObject:
+    """A counter of nfacct (``kind`` ``nfacct``) or a timeout policy of conntrack (``timeout``), as netlink has it."""
+
+    kind: str
+    name: str
+    attributes: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Filtering:
     """All of it, in a namespace."""
 
     legacy_tables: tuple[LegacyTable, ...] = ()
     ip_sets: tuple[IpSet, ...] = ()
     virtual_services: tuple[str, ...] = ()
+    named_objects: tuple[NamedObject, ...] = ()
 
 
 NO_FILTERING = Filtering()

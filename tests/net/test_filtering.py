@@ -7,16 +7,17 @@ import shutil
 import struct
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ckpt.errors import NetworkError
-from ckpt.kernel import apply, conntrack, expectations, filtering, ipset, ipvs, netlink, netns, rtnl, xtables
+from ckpt.kernel import apply, conntrack, expectations, filtering, ipset, ipvs, netlink, netns, nft, rtnl, xtables
 from ckpt.kernel.netlink import Netlink
 from ckpt.kernel.run import run
-from ckpt.model.filtering import NO_FILTERING, Filtering, IpSet
+from ckpt.model.filtering import NO_FILTERING, Filtering, IpSet, LegacyTable, NamedObject
 from ckpt.model.finding import Severity
 from ckpt.model.network import ConntrackEntry, Expectation, FlowTuple, Network, Unread
 from ckpt.model.travel import cannot_travel
@@ -217,6 +218,62 @@ def test_what_a_match_remembers_is_named() -> None:
         _, unread = xtables.read_tables(space)
     assert [(one.code, one.subject) for one in unread] == [("xt-memory", "list seen of the iptables match recent")]
     assert [one.severity for one in cannot_travel(Network(unread=unread))] == [Severity.WARN]
+
+
+def _acct(name: bytes, packets: int, octets: int) -> bytes:
+    counts = netlink.attribute(2, struct.pack(">Q", packets)) + netlink.attribute(3, struct.pack(">Q", octets))
+    return struct.pack("=BBH", 0, 0, 0) + netlink.attribute(1, name) + counts
+
+
+def _timeouts(name: bytes) -> bytes:
+    udp = netlink.nested(4, *(netlink.attribute(kind, struct.pack(">I", 40 + kind)) for kind in (1, 2)))
+    protocols = netlink.attribute(2, struct.pack(">H", 2)) + netlink.attribute(3, bytes([17]))
+    return struct.pack("=BBH", 0, 0, 0) + netlink.attribute(1, name) + protocols + udp
+
+
+def test_named_objects_made_again_are_equal() -> None:
+    need_legacy()
+    with fresh() as space, fresh() as copy:
+        with Netlink(netlink.NETFILTER, netns=space) as connection:
+            try:
+                connection.request(7 << 8, _acct(b"mine\0", 5, 77), netlink.NLM_F_CREATE)
+                connection.request(8 << 8, _timeouts(b"short\0"), netlink.NLM_F_CREATE)
+            except netlink.KernelRefusal as error:
+                pytest.skip(f"this kernel has no nfacct or no timeout policies: {error}")
+        shell("iptables-legacy -A INPUT -m nfacct --nfacct-name mine -j ACCEPT", space)
+        shell("iptables-legacy -t raw -A PREROUTING -p udp -j CT --timeout short", space)
+        wanted = filters(space)
+        assert [(one.kind, one.name) for one in wanted.named_objects] == [("nfacct", "mine"), ("timeout", "short")]
+        filtering.load_filtering(copy, wanted)
+        assert differences(filters(copy), wanted) == []
+
+
+def test_timeout_policy_whose_name_is_not_clear_is_named() -> None:
+    text = "*raw\n[0:0] -A PREROUTING -p udp -j CT --timeout shor\nCOMMIT\n"
+    table = LegacyTable(family=4, name="raw", text=text)
+    assert xtables.with_whole_names([table], ["short"])[0] == [replace(table, text=text.replace("shor", "short"))]
+    tables, unread = xtables.with_whole_names([table], ["short", "shorter"])
+    assert tables == [table]
+    assert [(one.code, one.subject) for one in unread] == [("iptables-legacy", "iptables-legacy table raw")]
+
+
+def test_cut_name_in_a_rule_of_iptables_nft_is_named() -> None:
+    need("iptables-nft")
+    with fresh() as space, Netlink(netlink.NETFILTER, netns=space) as connection:
+        try:
+            connection.request(8 << 8, _timeouts(b"short\0"), netlink.NLM_F_CREATE)
+        except netlink.KernelRefusal as error:
+            pytest.skip(f"this kernel has no timeout policies: {error}")
+        shell("iptables-nft -t raw -A PREROUTING -p udp -j CT --timeout short", space)
+        shell("iptables-nft -t raw -A PREROUTING -p tcp -j CT --notrack", space)
+        _, unread = nft.read_tables(space)
+    assert [(one.code, one.subject) for one in unread] == [("nft-xt", "nft table ip raw")]
+
+
+def test_refused_named_object_is_named() -> None:
+    with fresh() as space, pytest.raises(NetworkError) as caught:
+        filtering.load_filtering(space, Filtering(named_objects=(NamedObject(kind="none", name="x", attributes=b""),)))
+    assert caught.value.brief == "cannot make the none object x"
 
 
 SERVICES = ("-A -t 10.0.0.1:80 -s wlc", "-a -t 10.0.0.1:80 -r 10.0.0.2:80 -m -w 1")
