@@ -190,11 +190,13 @@ class _Restore:
     # -- CRIU ----------------------------------------------------------------------------------------------------
 
     def _run_criu(self, images: Path, passing: contextlib.ExitStack) -> None:
-        launch = self._launch(passing)
+        directory = passing.enter_context(criu.images_directory(images))
+        launch = self._launch(passing, directory)
         options: dict[str, object] = {
-            # By path: in a PID namespace of its own CRIU cannot see our /proc/PID/fd.
+            # Not by our descriptor: in a PID namespace of its own CRIU cannot see our /proc/PID/fd. And by a link: a
+            # CRIU before 4.2 reads where the name leads ("Can't readlink", criu/cr-service.c).
             "images_dir_fd": -1,
-            "images_dir": str(images),
+            "images_dir": f"/proc/self/fd/{directory}",
             "log_level": 4,
             "log_file": criu.LOG_NAME,
             "tcp_established": not self._tcp_close,
@@ -214,14 +216,14 @@ class _Restore:
         with killed_on_failure(lambda: self._released), criu.Swrk(self._program, launch) as swrk:
             swrk.request(request, lambda stage, pid: self._notify(swrk, stage, pid))
 
-    def _launch(self, passing: contextlib.ExitStack) -> criu.Launch:
+    def _launch(self, passing: contextlib.ExitStack, images: int) -> criu.Launch:
         """What CRIU inherits and runs in: the namespaces of the group that are not in its images."""
         notes = self._checkpoint.criu
         self._inherited: list[dict[str, object]] = []
         self._inherited += [{"key": room.key, "fd": room.netns} for room in self._home.rooms]
         for file in notes.files:
             self._inherited.append({"key": file.key, "fd": passing.enter_context(_opened(file))})
-        passed = [int(str(one["fd"])) for one in self._inherited]
+        passed = [images, *(int(str(one["fd"])) for one in self._inherited)]
         wrapper: list[str] = []
         if notes.mounts is not None:
             mounts = mntns.create(notes.mounts, self._home.netns)
