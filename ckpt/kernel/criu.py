@@ -162,6 +162,9 @@ class Swrk:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket = self._stack.enter_context(ours)
         launch = self._launch
+        # What CRIU says before it has opened its log; a file in memory, because nobody reads along.
+        self._words = os.memfd_create("criu-stderr", os.MFD_CLOEXEC)
+        self._stack.callback(os.close, self._words)
         with theirs:
             # --no-default-config: else /etc/criu/default.conf and ~/.criu/default.conf leak into every request.
             argv = [*launch.wrapper, self._criu.path, "--no-default-config"]
@@ -171,7 +174,7 @@ class Swrk:
                     pass_fds=(theirs.fileno(), *launch.pass_fds),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
+                    stderr=self._words,
                     # A ^C at the terminal is for us to answer; CRIU must be free to roll back.
                     start_new_session=True,
                 )
@@ -218,9 +221,8 @@ class Swrk:
         if failure is not None:
             raise failure
         if not response.success:
-            raise CriuError(
-                "CRIU failed", code="criu-failed", errno=response.cr_errno, details=response.cr_errmsg.strip() or None
-            )
+            details = response.cr_errmsg.strip() or self._said()
+            raise CriuError("CRIU failed", code="criu-failed", errno=response.cr_errno, details=details)
         return response
 
     def require_alive(self) -> None:
@@ -248,7 +250,14 @@ class Swrk:
     def _died(self) -> CriuError:
         status = self._process.wait()
         how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-        return CriuError("CRIU ended without an answer", code="criu-died", details=f"it ended {how}")
+        details = "\n".join(filter(None, [f"it ended {how}", self._said()]))
+        return CriuError("CRIU ended without an answer", code="criu-died", details=details)
+
+    def _said(self) -> str | None:
+        """The end of what CRIU wrote to its standard error."""
+        end = os.fstat(self._words).st_size
+        said = os.pread(self._words, 1024, max(0, end - 1024)).decode(errors="replace").strip()
+        return said or None
 
 
 def version(criu: Criu) -> tuple[int, int, int]:
