@@ -46,6 +46,7 @@ _INET6 = """
     drop_unsolicited_na keep_addr_on_down router_solicitation_max_interval seg6_enabled seg6_require_hmac
     enhanced_dad addr_gen_mode disable_policy accept_ra_rt_info_min_plen ndisc_tclass rpl_seg_enabled
     ra_defrtr_metric ioam6_enabled ioam6_id ioam6_id_wide ndisc_evict_nocarrier accept_untracked_na accept_ra_min_lft
+    force_forwarding
 """
 
 # NDTPA_… of linux/neighbour.h, by sysctl: two files may show one number in two units.

@@ -13,6 +13,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from ckpt.errors import NetworkError
@@ -303,7 +304,7 @@ def u32(value: int) -> bytes:
 
 def number(value: bytes, order: str = "host") -> int:
     """An unsigned integer of any length, in the host's order or the network's (``be``)."""
-    return int.from_bytes(value, "little" if order == "host" and _LITTLE else "big")
+    return int.from_bytes(value, sys.byteorder if order == "host" else "big")
 
 
 def text(value: bytes) -> str:

@@ -179,7 +179,7 @@ def decode_route(body: bytes, names: Mapping[int, str], unread: list[Unread]) ->
     found = parse(body, ROUTE.size)
     empty = bytes(4 if family == INET[4] else 16)
     destination = f"{ip_text(found.get(_RTA_DST, empty))}/{length}"
-    metrics = parse(found.get(_RTA_METRICS, b""))
+    metrics = parse(found[_RTA_METRICS]) if _RTA_METRICS in found else {}
     expires = 0
     if _RTA_CACHEINFO in found:
         expires = struct.unpack_from("=IIi", found[_RTA_CACHEINFO])[2]
@@ -212,7 +212,7 @@ def decode_route(body: bytes, names: Mapping[int, str], unread: list[Unread]) ->
 
 
 def _preference(value: bytes) -> int:
-    return int(struct.unpack("=B", value)[0])
+    return value[0]
 
 
 def _gateway(found: netlink.Attributes) -> str:
