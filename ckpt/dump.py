@@ -37,8 +37,10 @@ from ckpt.model.finding import Severity, refuse_blocked
 from ckpt.model.process import GroupFacts, Isolation, Process
 from ckpt.model.socket import Socket
 from ckpt.orphans import wait_for_end
+from ckpt.pins import pinned
 from ckpt.silence import deliver, scope_of, settle
 from ckpt.spaces import NETNS_KEY
+from ckpt.turns import Turn
 
 _log = logging.getLogger(__name__)
 
@@ -197,6 +199,8 @@ class _Dump:
         self._host = host.read_host(criu.version(self._program))
         self._make_directories()
         self._notes = self._take_notes()
+        self._turn = Turn(self._cleanup)
+        self._turn.take()
         self._lock = self._gate()
         try:
             self._run_criu()
@@ -315,7 +319,9 @@ class _Dump:
             # The tasks stand still now, and CRIU has not looked at their sockets yet (cr_dump_tasks, criu/cr-dump.c).
             self._silence()
         elif stage == criu.Stage.POST_DUMP:
+            self._turn.end()
             self._checkpoint = self._read_frozen()
+            self._lock.require_intact()
             if self._options.leave_running:
                 return
             # A CRIU that was killed has let the group go on: what was written is not the group any more.
@@ -348,6 +354,7 @@ class _Dump:
         self._hold.begin()
         self._swrk.require_alive()
         self._operation.note(committed=True, image=str(self._path), netns_names=self._all_netns_names())
+        pinned(self._operation, [space.netns for space in self._spaces], self._cleanup)
         # From here on the lock must outlive us: tasks that die without it would be answered for by the kernel.
         self._lock.close(permanent=True)
         self._operation.note(lock_tables=list(self._lock.names))

@@ -13,14 +13,17 @@ import contextlib
 import dataclasses
 import os
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ckpt import registry
+from ckpt.errors import CkptError
 from ckpt.kernel import apply, netns, outside, rtnl, takedown
 from ckpt.kernel.group_lock import GroupLock
 from ckpt.kernel.lock import NetworkLock
 from ckpt.model.checkpoint import Checkpoint, NestedNetwork
 from ckpt.model.network import Counterpart, Link, Network, Place
+from ckpt.pins import pinned
 from ckpt.plan_group import plan_networks
 from ckpt.silence import scope_of
 from ckpt.spaces import NETNS_KEY
@@ -85,7 +88,10 @@ def rebuild(
     passing: contextlib.ExitStack,
     undo: contextlib.ExitStack,
 ) -> Home:
-    """Make the home of ``checkpoint``'s group. What ``passing`` closes is only needed while the restore runs."""
+    """Make the home of ``checkpoint``'s group. What ``passing`` closes is only needed while the restore runs.
+
+    ``undo`` has to be unwound before ``passing``: a namespace must not be left to die with links in it.
+    """
     if checkpoint.network is None:
         return _lock_sockets(checkpoint, operation, passing)
     rooms = _rooms(checkpoint, checkpoint.network, passing)
@@ -96,9 +102,9 @@ def rebuild(
         lock_tables=list(lock.names),
         links=list(home.outside_links),
         netns_names=[name for room in rooms for name in room.netns_names],
-        netns=netns.inode(rooms[0].netns),
-        nested_netns=[netns.inode(room.netns) for room in rooms[1:]],
     )
+    pinned(operation, [room.netns for room in rooms], passing)
+    undo.callback(_remove_links, rooms)
     if checkpoint.group.bridge_made:
         for room in rooms:
             _make_bridges(room.network, operation, undo)
@@ -108,9 +114,15 @@ def rebuild(
     apply.apply_group({room.key: room.netns for room in rooms}, steps, undo)
     for room in rooms:
         for name in room.netns_names:
-            undo.callback(takedown.unpin, [name])
             takedown.pin(room.netns, name)
+            undo.callback(takedown.unpin, [name])
     return home
+
+
+def _remove_links(rooms: Sequence[Room]) -> None:
+    for room in rooms:
+        with contextlib.suppress(CkptError):
+            takedown.remove_links(room.netns)
 
 
 def _rooms(checkpoint: Checkpoint, network: Network, passing: contextlib.ExitStack) -> tuple[Room, ...]:

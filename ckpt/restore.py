@@ -140,7 +140,8 @@ class _Restore:
     def run(self, progress: Progress, findings: tuple[Finding, ...]) -> RestoreReport:
         """All of the restore, in order."""
         began = time.monotonic()
-        with contextlib.ExitStack() as passing:
+        # The undo comes first: what it removes must be gone when the namespaces are let go.
+        with contextlib.ExitStack() as passing, self._undo:
             images = self._extract(progress)
             passing.callback(shutil.rmtree, images, ignore_errors=True)
             self._amend(images)

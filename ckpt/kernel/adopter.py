@@ -79,7 +79,8 @@ def main() -> None:
             os._exit(1)
         if pid == criu:
             root = next(iter(children()), None)
-            if root is None:
+            if root is None or status != 0:
+                # What it has half made goes with this namespace.
                 os._exit(1)
             join_time_namespace(root)
         elif pid == root:

@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from ckpt.errors import CkptError, NotFoundError, UnsupportedError
+from ckpt.kernel import syscalls
+from ckpt.kernel.proc import tree_pids
 
 PREFIX = Path("/opt/ckpt/criu")
 """Where `scripts/install-criu` unpacks a CRIU of its own when the distribution's does not fit the running kernel."""
@@ -36,6 +38,9 @@ PREFIX = Path("/opt/ckpt/criu")
 DIST_PACKAGES = Path("/usr/lib/python3/dist-packages")
 
 LOG_NAME = "criu.log"
+
+WRAPPER_SECONDS = 5.0
+"""How long what CRIU was wrapped in may outlive it."""
 
 MAX_MESSAGE = 256 * 1024
 """CRIU reads requests into a buffer that it sizes by the message; its answers are far below this."""
@@ -183,6 +188,8 @@ class Swrk:
                 raise UnsupportedError(
                     f"cannot start {self._criu.path}", code="criu-missing", details=os.strerror(error.errno or 0)
                 ) from error
+        self._pidfd = syscalls.pidfd_open(self._process.pid)
+        self._stack.callback(os.close, self._pidfd)
         return self
 
     @property
@@ -190,10 +197,15 @@ class Swrk:
         """The PID of the CRIU process (of its wrapper, if there is one)."""
         return self._process.pid
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # Closing the socket makes a CRIU that still works fail at its next notification and roll back by itself, so
         # it is given the time for that; there is nothing we could do to the group while it holds it.
         self._stack.close()
+        if kind is not None:
+            # One that somebody has stopped would hold it for ever.
+            for pid in tree_pids(self._process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
         if self._launch.wrapper_lingers:
             self._process.kill()
         self._process.wait()
@@ -227,9 +239,7 @@ class Swrk:
 
     def require_alive(self) -> None:
         """Raise CriuError (`criu-died`) when CRIU has gone: what it froze runs on then, whatever we answer."""
-        poll = select.poll()
-        poll.register(self._socket, select.POLLHUP)
-        if poll.poll(0):
+        if self._poll(0, select.POLLHUP):
             raise self._died()
 
     def _send(self, message: Any) -> None:
@@ -239,6 +249,8 @@ class Swrk:
             raise self._died() from error
 
     def _receive(self) -> Any:
+        if self._socket.fileno() not in self._poll(None, select.POLLIN):
+            raise self._died()
         try:
             data = self._socket.recv(MAX_MESSAGE)
         except OSError as error:
@@ -247,8 +259,22 @@ class Swrk:
             raise self._died()
         return self._criu.rpc.criu_resp.FromString(data)
 
+    def _poll(self, timeout: float | None, wanted: int) -> set[int]:
+        """Which of the socket and the process has something to say.
+
+        The socket alone does not tell of CRIU's death: what CRIU forks inherits its end, and keeps it open.
+        """
+        poll = select.poll()
+        poll.register(self._socket, wanted)
+        poll.register(self._pidfd, select.POLLIN)
+        return {descriptor for descriptor, _ in poll.poll(timeout)}
+
     def _died(self) -> CriuError:
-        status = self._process.wait()
+        try:
+            status = self._process.wait(WRAPPER_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
         how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
         details = "\n".join(filter(None, [f"it ended {how}", self._said()]))
         return CriuError("CRIU ended without an answer", code="criu-died", details=details)
