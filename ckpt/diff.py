@@ -139,6 +139,7 @@ _KNOWN_BY: Mapping[str, Callable[[Any], tuple[str, ...]]] = {
     "NamedObject": lambda one: (one.kind, one.name),
     "XfrmState": lambda state: (state.source, f"to {state.destination}", f"spi {state.spi:#x}", f"{state.protocol}"),
     "XfrmPolicy": lambda policy: (f"index {policy.index}",),
+    "NestedNetwork": lambda nested: (nested.key,),
     "Unread": lambda unread: (unread.code, unread.subject),
 }
 """How an object is called, which is also what it is matched by, as words; empty ones are left out."""
@@ -182,6 +183,7 @@ _BY_NATURE = frozenset(
         *(("Socket", field) for field in ("inode", "netns", "accept_queue", "pending", "receive_queue", "send_queue")),
         ("Owner", "pid"),
         ("Group", "root_pid"),
+        ("NestedNetwork", "inode"),
         *(("InheritedFile", field) for field in ("key", "position")),
         ("Counterpart", "ifindex"),
         ("ConntrackEntry", "timeout"),

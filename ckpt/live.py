@@ -6,16 +6,15 @@ it is read. The network is read as of one moment, the processes and the sockets 
 
 from __future__ import annotations
 
-import os
+from contextlib import ExitStack
 from pathlib import Path
 
-from ckpt import sections
+from ckpt import sections, spaces
 from ckpt.dump import find_root
 from ckpt.errors import CkptError, RefusedError
 from ckpt.image import Reader
-from ckpt.kernel import criu, host, mntns, netns, proc, rtnl, takedown
+from ckpt.kernel import criu, host, mntns, proc, rtnl_group, takedown
 from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group
-from ckpt.model.network import Network
 from ckpt.model.process import GroupFacts, Isolation
 from ckpt.registry import GroupEntry
 from ckpt.spaces import NETNS_KEY
@@ -31,14 +30,17 @@ def read_checkpoint(target: str | int | Path, criu_path: str | None = None) -> C
             return sections.read(reader)
     entry, root = find_root(target)
     facts = proc.read_group(root)
-    isolated = facts.isolation is Isolation.NETNS
+    with ExitStack() as stack:
+        opened = spaces.opened(facts, stack)
+        networks = rtnl_group.read_networks({space.key: space.netns for space in opened})
     return Checkpoint(
         group=_group(target, entry, facts),
         source=host.read_host(_criu_version(criu_path)),
         processes=facts.processes,
         sockets=facts.sockets,
-        network=_network(root) if isolated else None,
+        network=networks.get(NETNS_KEY),
         criu=_notes(facts),
+        nested=spaces.nested_of(opened, networks),
     )
 
 
@@ -56,14 +58,6 @@ def _group(target: str | int, entry: GroupEntry | None, facts: GroupFacts) -> Gr
         bridge_made=bool(entry and entry.bridge_made),
         connections=sum(socket.holds_connection for socket in facts.sockets),
     )
-
-
-def _network(root: int) -> Network:
-    space = netns.open_of(root)
-    try:
-        return rtnl.read_network(space)
-    finally:
-        os.close(space)
 
 
 def _notes(facts: GroupFacts) -> CriuNotes:

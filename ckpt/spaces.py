@@ -7,13 +7,15 @@ inode) holds on one host and for one life only. A group in the host's namespace 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt.errors import CkptError, NetworkError
 from ckpt.kernel import netns, takedown
+from ckpt.model.checkpoint import NestedNetwork
+from ckpt.model.network import Network
 from ckpt.model.process import GroupFacts, Isolation, Process
 from ckpt.model.socket import Socket
 
@@ -56,6 +58,14 @@ def require_all(spaces: Sequence[Space], processes: Iterable[Process], sockets: 
     lived_in = {one.namespaces["net"] for one in processes if "net" in one.namespaces}
     if lived_in != known or not {one.netns for one in sockets} <= known:
         raise _changed("a task or a socket is in another network namespace than before")
+
+
+def nested_of(spaces: Sequence[Space], networks: Mapping[str, Network]) -> tuple[NestedNetwork, ...]:
+    """The records of all but the first of ``spaces``, from what was read of each by its key."""
+    return tuple(
+        NestedNetwork(key=one.key, inode=one.inode, netns_names=one.names, network=networks[one.key])
+        for one in spaces[1:]
+    )
 
 
 def _changed(details: str) -> CkptError:

@@ -55,6 +55,11 @@ def command(image: Path) -> None:
     _sockets(content.checkpoint.sockets)
     if content.checkpoint.network is not None:
         _network(content.checkpoint.network)
+    for nested in content.checkpoint.nested:
+        names = ", ".join((nested.key, *nested.netns_names))
+        click.echo(f"nested network namespace {render.printable(names)}")
+        click.echo()
+        _network(nested.network)
     _files(content.files)
 
 
@@ -165,7 +170,9 @@ def _network(network: Network) -> None:
 
 def _link(link: Link) -> str:
     other = link.counterpart
-    return link.ifname if other is None else f"{link.ifname}@{other.ifname or other.ifindex}"
+    if other is None:
+        return link.ifname
+    return f"{link.ifname}@{other.ifname or other.ifindex}" + (f" in {other.netns}" if other.netns else "")
 
 
 def _destination(route: Route) -> str:

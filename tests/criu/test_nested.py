@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from ckpt import registry
+from ckpt.diff import Difference, diff
 from ckpt.errors import NetworkError, RefusedError, RestoreError
 from ckpt.image import Reader
 from ckpt.kernel import netns, proc, rtnl_group, sockdiag
+from ckpt.live import read_checkpoint
 from ckpt.model.network import Network
 from ckpt.model.process import FileKind
 from ckpt.sections import KNOWN, read
@@ -136,6 +139,29 @@ def test_image_of_a_router_names_where_links_lead(router: Group) -> None:
     ends = [checkpoint.network.link("down0"), nested.network.link("eth0")]
     found = [(end.counterpart.netns, end.counterpart.ifname) for end in ends if end and end.counterpart]
     assert found == [("ckpt-netns-1", "eth0"), ("ckpt-netns", "down0")]
+
+
+def test_diff_of_a_router_and_its_image_looks_into_every_namespace(router: Group) -> None:
+    name = str(router.target)
+    router.round_trip()
+    assert _differences(router.image, name) == []
+    [server] = nested_pids(router)
+    inside(server, "ip", "link", "add", "new0", "type", "bridge")
+    [found] = _differences(router.image, name)
+    assert (found.name, found.change) == ("ckpt-netns-1", "changed")
+
+
+def _differences(image: Path, name: str) -> list[Difference]:
+    found = diff(read_checkpoint(image), read_checkpoint(name))
+    return [one for one in found if one.section.startswith(("network", "nested"))]
+
+
+def test_inspect_shows_every_namespace(router: Group) -> None:
+    router.dump()
+    shown = run(sys.executable, "-c", "from ckpt.cli.main import main; main()", "inspect", str(router.image))
+    assert "nested network namespace ckpt-netns-1" in shown
+    assert "down0@eth0 in ckpt-netns-1" in shown
+    assert "eth0@down0 in ckpt-netns " in shown
 
 
 def test_round_trip_of_a_namespace_with_lo_only(start: Starter, stack: ExitStack) -> None:
