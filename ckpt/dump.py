@@ -32,7 +32,7 @@ from ckpt.image import Summary, Writer, created
 from ckpt.kernel import criu, datagrams, ending, host, mntns, netns, proc, rtnl_group, sockdiag, takedown
 from ckpt.kernel.group_lock import GroupLock
 from ckpt.kernel.lock import NetworkLock
-from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group, NestedNetwork
+from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group
 from ckpt.model.finding import Severity, refuse_blocked
 from ckpt.model.process import GroupFacts, Isolation, Process
 from ckpt.model.socket import Socket
@@ -379,10 +379,7 @@ class _Dump:
             sockets=sockets,
             network=networks.get(NETNS_KEY),
             criu=self._notes,
-            nested=tuple(
-                NestedNetwork(key=one.key, inode=one.inode, netns_names=one.names, network=networks[one.key])
-                for one in self._spaces[1:]
-            ),
+            nested=spaces.nested_of(self._spaces, networks),
         )
 
     def _describe_group(self, root: Process, sockets: tuple[Socket, ...]) -> Group:

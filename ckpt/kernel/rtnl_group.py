@@ -17,6 +17,10 @@ from ckpt.model.network import Counterpart, Link, Network, Place
 
 _IFLA_LINK_NETNSID = 37
 
+_ON_ANOTHER = frozenset({"veth", "vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"})
+"""Kinds for which IFLA_LINK is always a link's index. A tunnel without a lower link names its own, or none, and is
+elsewhere all the same when the packets that it sends are routed in another namespace."""
+
 
 def read_networks(spaces: Mapping[str, int]) -> dict[str, Network]:
     """All of each namespace, by its key; raises as ``rtnl.read_network`` does."""
@@ -55,7 +59,8 @@ def _resolved(
 
 
 def _is_elsewhere(link: Link) -> bool:
-    return link.counterpart is not None and link.counterpart.place is Place.ELSEWHERE
+    other = link.counterpart
+    return other is not None and other.place is Place.ELSEWHERE and link.kind in _ON_ANOTHER
 
 
 def _counterpart(key: str, raw: RawLink) -> Counterpart:

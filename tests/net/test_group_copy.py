@@ -10,6 +10,7 @@ import pytest
 
 from ckpt.kernel import apply, rtnl, rtnl_group, rtnl_links
 from ckpt.kernel.netlink import Netlink
+from ckpt.model.finding import blocking
 from ckpt.model.network import Network, Place
 from ckpt.model.travel import cannot_travel
 from ckpt.plan_group import plan_networks
@@ -117,6 +118,21 @@ def test_link_into_a_namespace_that_is_not_the_groups_cannot_travel(host: int) -
         del namespaces["c"]
         [found] = cannot_travel(read(namespaces)["a"])
         assert (found.severity, found.code, found.subject) == ("block", "link-kind", "link left")
+
+
+def test_tunnel_that_is_routed_in_another_namespace_cannot_travel(host: int) -> None:
+    """Its IFLA_LINK is its own index, which some link of that namespace has too."""
+    with made() as namespaces:
+        fill(
+            namespaces,
+            """in a ip link add vx0 index 78 type vxlan id 5 dstport 4789 remote 192.0.2.1
+            in a ip link set vx0 netns B; in a ip link add decoy index 78 type bridge""",
+        )
+        network = read(namespaces)["b"]
+        link = network.link("vx0")
+        assert link is not None and link.counterpart is not None
+        assert (link.counterpart.place, link.counterpart.netns) == (Place.ELSEWHERE, "")
+        assert [one.subject for one in blocking(cannot_travel(network))] == ["link vx0"]
 
 
 def test_number_of_a_namespace_is_given_once(host: int) -> None:
