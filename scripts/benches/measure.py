@@ -28,7 +28,10 @@ class Peer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One peer at one thing: seconds, and ratios to the reference in the same rounds (median, least, greatest)."""
+    """One peer at one thing: seconds, and ratios to the reference in the same rounds (median, least, greatest).
+
+    Without ratios where the reference does no such thing.
+    """
 
     work: str
     what: str
@@ -37,9 +40,9 @@ class Row:
     median: float
     least: float
     greatest: float
-    ratio: float
-    ratio_least: float
-    ratio_greatest: float
+    ratio: float | None
+    ratio_least: float | None
+    ratio_greatest: float | None
     goal: float | None = None
 
 
@@ -66,8 +69,7 @@ def _row(
     work: str, what: str, peer: str, mine: Sequence[Seconds], reference: Sequence[Seconds], goal: float | None
 ) -> Row:
     seconds = [one[what] for one in mine]
-    known = [other for other in reference if what in other] or mine
-    ratios = [one[what] / other[what] for one, other in zip(mine, known, strict=True)]
+    ratios = [one[what] / other[what] for one, other in zip(mine, reference, strict=True) if what in other]
     return Row(
         work=work,
         what=what,
@@ -76,9 +78,9 @@ def _row(
         median=statistics.median(seconds),
         least=min(seconds),
         greatest=max(seconds),
-        ratio=statistics.median(ratios),
-        ratio_least=min(ratios),
-        ratio_greatest=max(ratios),
+        ratio=statistics.median(ratios) if ratios else None,
+        ratio_least=min(ratios, default=None),
+        ratio_greatest=max(ratios, default=None),
         goal=goal,
     )
 
@@ -93,9 +95,11 @@ def show(rows: Sequence[Row]) -> None:
             row.peer,
             f"{row.median * 1000:.0f} ms",
             f"{row.least * 1000:.0f}-{row.greatest * 1000:.0f}",
-            f"{row.ratio:.2f}",
-            f"{row.ratio_least:.2f}-{row.ratio_greatest:.2f}",
-            "" if row.goal is None else f"{row.goal:g} {'met' if row.ratio <= row.goal else 'MISSED'}",
+            "" if row.ratio is None else f"{row.ratio:.2f}",
+            "" if row.ratio is None else f"{row.ratio_least:.2f}-{row.ratio_greatest:.2f}",
+            ""
+            if row.goal is None or row.ratio is None
+            else f"{row.goal:g} {'met' if row.ratio <= row.goal else 'MISSED'}",
         )
         for row in rows
     ]
