@@ -366,7 +366,8 @@ def change(connection: Netlink, now: Link, wanted: Link, *, master: int = 0) -> 
     names = [attribute(_IFLA_ALT_IFNAME, string(name)) for name in wanted.altnames if name not in now.altnames]
     if names:
         connection.request(_RTM_NEWLINKPROP, _header(now.ifindex) + nested(_IFLA_PROP_LIST, *names))
-    set_flags(connection, now.ifindex, wanted.flags, but=("up",))
+    if (set(now.flags) ^ set(wanted.flags)) - {"up"}:
+        set_flags(connection, now.ifindex, wanted.flags, but=("up",))
 
 
 def _changed_info(now: Link, wanted: Link) -> list[bytes]:
