@@ -93,7 +93,8 @@ class _Search:
 
     def __init__(self, crius: Mapping[str, tuple[int, ...]]) -> None:
         self._links = {link.ifname for link in outside.links()}
-        self._locks = _host_locks()
+        with _netns_of(os.getpid()) as own:
+            self._locks = lock.find(own)
         operations = registry.operations()
         self._crius = [(work, crius[work.id]) for work in operations if crius.get(work.id)]
         self._dead = [work for work in operations if crius.get(work.id) == ()]
@@ -119,7 +120,7 @@ class _Search:
     def _operation(self, work: OperationEntry) -> Iterator[_Found]:
         what = _what(work)
         yield from self._task(work, what)
-        for pin in map(Path, work.texts("netns_pin")):
+        for pin in map(Path, work.texts("netns_pins")):
             yield from self._namespace(work, pin, what)
         for directory in _directories(work):
             yield from self._unfinished_images(directory, what)
@@ -150,9 +151,9 @@ class _Search:
         """The namespace that a dead ckpt has kept alive: unless a group lives in it, it goes as it would have gone."""
         inode = remains.netns_of_pin(pin)
         pids = remains.pids_in(inode) if inode is not None else ()
-        groups = {entry.pid for entry in self._entries if entry.alive}
-        groups |= {pid for work in (*self._dead, *self._living) if (pid := _living_task(work)) is not None}
-        dead = inode is not None and not groups & set(pids)
+        roots = {entry.pid for entry in self._entries if entry.alive}
+        roots |= {pid for work in (*self._dead, *self._living) if (pid := _living_task(work)) is not None}
+        dead = inode is not None and not {pid for root in roots for pid in proc.tree_pids(root)} & set(pids)
         if dead:
             for pid in pids if work.kind == "restore" else ():
                 end = partial(ending.end_tree, pid, timeout=0)
@@ -256,32 +257,17 @@ def _living_task(work: OperationEntry) -> int | None:
     return pid if pid is not None and started is not None and registry.alive(pid, started) else None
 
 
-def _host_locks() -> tuple[str, ...]:
-    own = netns.open_own()
-    try:
-        return lock.find(own)
-    finally:
-        os.close(own)
-
-
-def _locks_of(pid: int, why: str) -> Iterator[_Found]:
-    """The lock tables in the namespace of its own that ``pid`` is in."""
-    try:
-        namespace = netns.open_of(pid)
-    except CkptError:
-        return
-    try:
-        if not remains.is_in_ours(pid):
+def _locks_of(root: int, why: str) -> Iterator[_Found]:
+    """The lock tables in the namespaces of their own that ``root`` and all below it are in."""
+    for pid in remains.one_in_each_netns(proc.tree_pids(root)):
+        with contextlib.suppress(CkptError), _netns_of(pid) as namespace:
             for name in lock.find(namespace):
                 yield _Found("lock", f"{name} (PID {pid})", why, partial(_unlock, pid, name))
-    finally:
-        os.close(namespace)
 
 
 def _unlock(pid: int, name: str) -> None:
-    namespace = netns.open_of(pid)
     deadline = time.monotonic() + HOLDER_SECONDS
-    try:
+    with _netns_of(pid) as namespace:
         while True:
             try:
                 return lock.remove(namespace, name)
@@ -290,6 +276,13 @@ def _unlock(pid: int, name: str) -> None:
                 if time.monotonic() > deadline:
                     raise
             time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def _netns_of(pid: int) -> Iterator[int]:
+    namespace = netns.open_of(pid)
+    try:
+        yield namespace
     finally:
         os.close(namespace)
 

@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ckpt.kernel import syscalls
@@ -71,9 +71,14 @@ def is_covered(pid: int) -> bool:
     return any(" - proc ckpt-proc " in line for line in read_text(f"/proc/{pid}/mountinfo").splitlines())
 
 
-def is_in_ours(pid: int) -> bool:
-    """Whether ``pid`` is in the network namespace that we are in."""
-    return _netns_of(pid) == os.stat("/proc/thread-self/ns/net").st_ino
+def one_in_each_netns(pids: Iterable[int]) -> tuple[int, ...]:
+    """The first of ``pids`` in each network namespace that one of them is in, without the one that we are in."""
+    found = {os.stat("/proc/thread-self/ns/net").st_ino: 0}
+    for pid in pids:
+        inode = _netns_of(pid)
+        if inode is not None:
+            found.setdefault(inode, pid)
+    return tuple(found.values())[1:]
 
 
 def _netns_of(pid: int) -> int | None:

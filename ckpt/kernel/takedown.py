@@ -24,6 +24,9 @@ from ckpt.model.process import FileKind, Process
 NETNS_NAMES = Path("/run/netns")
 """Where `ip netns` keeps its names, as mounts."""
 
+Place = tuple[int, int]
+"""A PID and a descriptor of it."""
+
 # include/uapi/linux/tcp.h
 _TCP_REPAIR = 19
 _TCP_REPAIR_OFF_NO_WP = -1
@@ -89,23 +92,35 @@ def let_go(path: Path) -> None:
 
 def in_repair(processes: Sequence[Process]) -> bool:
     """Whether a TCP connection that ``processes`` hold is in repair mode."""
-    return any(connection.getsockopt(socket.IPPROTO_TCP, _TCP_REPAIR) == 1 for connection in _tcp_sockets(processes))
+    return any(_in_repair(connection) for _, connection in _connections(processes))
 
 
-def leave_repair(processes: Sequence[Process]) -> int:
-    """Put the TCP connections that ``processes`` hold out of repair mode; how many were in it.
+def leave_repair(processes: Sequence[Process]) -> tuple[Place, ...]:
+    """Put the TCP connections that ``processes`` hold out of repair mode; those that were in it.
 
-    CRIU does that itself unless it was killed. Without a window probe, as CRIU does after a dump that goes on.
+    CRIU does that itself, unless it is killed: then the group runs on at once, and is refused every read and write
+    (EPERM, EINVAL). Without a window probe, as CRIU does after a dump that goes on.
     """
-    found = 0
-    for connection in _tcp_sockets(processes):
-        if connection.getsockopt(socket.IPPROTO_TCP, _TCP_REPAIR) == 1:
+    found = []
+    for place, connection in _connections(processes):
+        if _in_repair(connection):
             connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _TCP_REPAIR_OFF_NO_WP)
-            found += 1
-    return found
+            found.append(place)
+    return tuple(found)
 
 
-def _tcp_sockets(processes: Sequence[Process]) -> Iterator[socket.socket]:
+def enter_repair(places: Sequence[Place]) -> None:
+    """Put connections into repair mode again, in which they end without a packet when their process does."""
+    for pid, fd in places:
+        with contextlib.suppress(OSError), _duplicated(pid, fd) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
+
+
+def _in_repair(connection: socket.socket) -> bool:
+    return connection.getsockopt(socket.IPPROTO_TCP, _TCP_REPAIR) == 1
+
+
+def _connections(processes: Sequence[Process]) -> Iterator[tuple[Place, socket.socket]]:
     """Duplicates of the TCP sockets that ``processes`` hold, each closed when the next one is asked for."""
     for process in processes:
         for file in process.files:
@@ -114,7 +129,7 @@ def _tcp_sockets(processes: Sequence[Process]) -> Iterator[socket.socket]:
             # The process may end, or close it, meanwhile.
             with contextlib.suppress(OSError), _duplicated(process.pid, file.fd) as duplicate:
                 if duplicate.family in (socket.AF_INET, socket.AF_INET6) and duplicate.proto == socket.IPPROTO_TCP:
-                    yield duplicate
+                    yield (process.pid, file.fd), duplicate
 
 
 @contextlib.contextmanager
