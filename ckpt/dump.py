@@ -320,6 +320,9 @@ class _Dump:
             self._silence()
         elif stage == criu.Stage.POST_DUMP:
             self._turn.end()
+            # CRIU has what it wants of the connections. Should it be killed from here on, the group runs on at once,
+            # and what it does to a socket in repair mode fails.
+            self._repaired = takedown.leave_repair(proc.read_tree(self._root))
             self._checkpoint = self._read_frozen()
             self._lock.require_intact()
             if self._options.leave_running:
@@ -361,6 +364,8 @@ class _Dump:
         if not self._isolated:
             held.hold(self._lock.names, self._path, self._summary.id)
         _log.info("%s is written; the group goes", self._path)
+        # No FIN and no RST, not even into the lock, and no socket that lingers.
+        takedown.enter_repair(self._repaired)
         self._committed = True
         # ---- point of no return: the image has its name, and CRIU kills the group when this returns ----
 
