@@ -23,12 +23,15 @@ from ckpt.kernel import (
     conntrack,
     expectations,
     filtering,
+    link_multicast,
     nft,
     rtnl,
+    rtnl_bridge,
     rtnl_labels,
     rtnl_links,
     rtnl_nexthops,
     rtnl_routes,
+    rtnl_tc,
     sysctl,
     tun,
     xfrm,
@@ -106,6 +109,12 @@ class _Applier:
                     self._bring_up(step.link)
                 case plan.SetAddresses():
                     self._set_addresses(step)
+                case plan.SetTraffic():
+                    self._set_traffic(step)
+                case plan.SetBridging():
+                    self._set_bridging(step)
+                case plan.JoinMulticast():
+                    self._join_multicast(step)
                 case plan.SetNexthops():
                     self._set_nexthops(step)
                 case plan.SetLabelRoutes():
@@ -274,6 +283,26 @@ class _Applier:
             time.sleep(0.001)
         # The worker holds the lock that this waits for, until the address's own route is there too.
         rtnl_links.touch(self._inside, self._indices["lo"])
+
+    def _set_traffic(self, step: plan.SetTraffic) -> None:
+        for subject, request in rtnl_tc.making(step.traffic, self._indices):
+            with _naming("tc-refused", subject):
+                request(self._inside)
+        now = rtnl_tc.TrafficReader(self._inside, self._names(), []).read()
+        if lines := rtnl_tc.differing(step.traffic, now):
+            raise NetworkError(
+                "the kernel did not take traffic control as given", code="tc-differs", details="; ".join(lines)
+            )
+
+    def _set_bridging(self, step: plan.SetBridging) -> None:
+        for subject, request in rtnl_bridge.making(self._inside, step.bridging, self._indices, only=step.only):
+            with _naming("bridge-refused", subject, "set"):
+                request()
+
+    def _join_multicast(self, step: plan.JoinMulticast) -> None:
+        for group in step.groups:
+            with _naming("multicast-refused", f"group {group.mac} of {group.ifname}", "join"):
+                link_multicast.join(self._netns, group)
 
     def _set_nexthops(self, step: plan.SetNexthops) -> None:
         for nexthop in step.nexthops:

@@ -6,59 +6,52 @@ for by the shortest question there is, and a kernel that does not know the quest
 
 from __future__ import annotations
 
-import struct
+import socket
 from collections.abc import Iterator
 
-from ckpt.kernel import netlink
-from ckpt.kernel.netlink import KernelRefusal, Netlink, parse
-from ckpt.model.network import Link, Unread
+from ckpt.kernel.netns import entered
+from ckpt.model.network import Address, Unread
 
-_RTM_GETNEXTHOP = 106
+_MULTICAST_ROUTES = {"ip_mr_vif": 1, "ip6_mr_vif": 1}
+"""The files that list the links between which a daemon routes multicast, by the number of their lines of headings."""
 
-_RTM_NEWNEIGH = 28
-_RTM_GETNEIGH = 30
-_AF_BRIDGE = 7
-_NDA_LLADDR = 2
-_NDA_MASTER = 9
-_NUD_NOARP = 0x40
-_NEIGHBOUR = struct.Struct("=BxxxiHBB")
+_ANYCAST = "anycast6"
 
 
-def read_beyond(netns: int, links: tuple[Link, ...]) -> tuple[Unread, ...]:
-    """All that was found."""
-    return (*_nexthops(netns), *_bridges(netns, links))
+def read_beyond(netns: int, addresses: tuple[Address, ...]) -> tuple[Unread, ...]:
+    """All that was found; ``addresses`` are those of the namespace."""
+    return (*_multicast_routing(netns), *_anycast(netns, addresses))
 
 
-def _nexthops(netns: int) -> Iterator[Unread]:
-    count = _count(netns, netlink.ROUTE, _RTM_GETNEXTHOP, bytes(8))
-    if count:
-        yield Unread(code="nexthop-object", subject="nexthop objects", what=f"{count} are set")
-
-
-def _count(netns: int, protocol: int, kind: int, request: bytes) -> int:
+def _lines(netns: int, file: str) -> list[str]:
     try:
-        with Netlink(protocol, netns=netns) as connection:
-            return len(connection.dump(kind, request))
+        with entered(netns), open(f"/proc/thread-self/net/{file}", encoding="utf-8", errors="surrogateescape") as text:
+            return text.read().splitlines()
     except OSError:
-        return 0  # this kernel has no such thing
+        return []  # this kernel has no such thing
 
 
-def _bridges(netns: int, links: tuple[Link, ...]) -> Iterator[Unread]:
-    """Forwarding entries that somebody set, and VLANs of ports: the bridge itself travels with its options."""
-    names = {link.ifindex: link.ifname for link in links}
-    for link in links:
-        if link.kind == "bridge" and link.options.get("vlan_filtering", "0") != "0":
-            yield Unread(code="bridge-vlan", subject=f"link {link.ifname}", what="filters VLANs")
-    if not any(link.kind == "bridge" for link in links):
-        return
-    try:
-        with Netlink(netns=netns) as connection:
-            messages = connection.dump(_RTM_GETNEIGH, _NEIGHBOUR.pack(_AF_BRIDGE, 0, 0, 0, 0))
-    except KernelRefusal:
-        return
-    for kind, body in messages:
-        _, index, state, _, _ = _NEIGHBOUR.unpack_from(body)
-        found = parse(body, _NEIGHBOUR.size)
-        if kind == _RTM_NEWNEIGH and state & _NUD_NOARP and _NDA_MASTER in found:
-            what = f"has the static forwarding entry {netlink.mac_text(found[_NDA_LLADDR])}"
-            yield Unread(code="bridge-fdb", subject=f"link {names.get(index, index)}", what=what)
+def _multicast_routing(netns: int) -> Iterator[Unread]:
+    for file, headings in _MULTICAST_ROUTES.items():
+        count = len(_lines(netns, file)) - headings
+        if count > 0:
+            what = f"is routed between {count} links by a program, whose routes go with its socket"
+            yield Unread(code="multicast-routing", subject=f"multicast ({file})", what=what)
+
+
+def _anycast(netns: int, addresses: tuple[Address, ...]) -> Iterator[Unread]:
+    """Anycast addresses that a program has joined: a router's own are joined by the kernel."""
+    own = {(one.ifname, _subnet_router(one.address)) for one in addresses if ":" in one.address}
+    for line in _lines(netns, _ANYCAST):
+        _, ifname, digits, _ = line.split()
+        address = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))
+        if (ifname, address) not in own:
+            what = "was joined by a program's socket, which has to join it again"
+            yield Unread(code="anycast", subject=f"anycast address {address} of {ifname}", what=what)
+
+
+def _subnet_router(prefix: str) -> str:
+    """The address of all routers of a subnet: its prefix, and zeros."""
+    address, _, length = prefix.partition("/")
+    kept = int.from_bytes(socket.inet_pton(socket.AF_INET6, address), "big") >> (128 - int(length))
+    return socket.inet_ntop(socket.AF_INET6, (kept << (128 - int(length))).to_bytes(16, "big"))

@@ -12,14 +12,31 @@ import os
 from collections.abc import Mapping
 
 from ckpt.errors import NetworkError
-from ckpt.kernel import beyond, conntrack, expectations, filtering, nft, rtnl_links, rtnl_routes, sysctl, xfrm
+from ckpt.kernel import (
+    beyond,
+    conntrack,
+    expectations,
+    filtering,
+    link_multicast,
+    nft,
+    rtnl_bridge,
+    rtnl_labels,
+    rtnl_links,
+    rtnl_mdb,
+    rtnl_nexthops,
+    rtnl_routes,
+    sysctl,
+    xfrm,
+)
 from ckpt.kernel.netlink import Netlink
 from ckpt.kernel.netns import open_own
 from ckpt.kernel.rtnl_links import LinkReader
+from ckpt.kernel.rtnl_tc import TrafficReader
 from ckpt.model.network import Address, Counterpart, Neighbour, Network, Place, Route, Rule, Unread
 
-_GROUPS = (1, 3, 5, 7, 8, 9, 11, 19)
-"""RTNLGRP_ LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE and IPV6_RULE."""
+_GROUPS = (1, 3, 4, 5, 7, 8, 9, 11, 19, 26, 32, 33)
+"""RTNLGRP_ LINK, NEIGH, TC, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, MDB, NEXTHOP and
+BRVLAN."""
 
 _ATTEMPTS = 5
 
@@ -49,9 +66,10 @@ def read_network(netns: int) -> Network:
 
 
 def _is_learning(kind: int, body: bytes) -> bool:
-    """Whether an event is about a neighbour that was learnt, not set: those come and go, and are not read."""
-    neighbour = kind in (rtnl_routes.RTM_NEWNEIGH, rtnl_routes.RTM_DELNEIGH)
-    return neighbour and not rtnl_routes.is_permanent(body)
+    """Whether an event is about something that was learnt, not set: such things come and go, and are not read."""
+    if kind in (rtnl_routes.RTM_NEWNEIGH, rtnl_routes.RTM_DELNEIGH):
+        return rtnl_bridge.is_learnt(body) if body[0] == rtnl_bridge.AF_BRIDGE else not rtnl_routes.is_permanent(body)
+    return kind in (rtnl_mdb.RTM_NEWMDB, rtnl_mdb.RTM_DELMDB) and rtnl_mdb.is_learnt(body)
 
 
 def _read(netns: int) -> Network:
@@ -66,6 +84,10 @@ def _read(netns: int) -> Network:
         routes = read_routes(connection, names, unread)
         rules = read_rules(connection, unread)
         neighbours = read_neighbours(connection, names)
+        nexthops = rtnl_nexthops.read(connection, names, unread)
+        label_routes = rtnl_labels.read(connection, names, unread)
+        bridging = rtnl_bridge.read(connection, names, unread)
+        traffic = TrafficReader(connection, names, unread).read()
     tables, unread_tables = nft.read_tables(netns)
     entries, unread_entries = conntrack.read_entries(netns)
     expected, unread_expected = expectations.read_expectations(netns)
@@ -78,13 +100,18 @@ def _read(netns: int) -> Network:
         routes=routes,
         rules=rules,
         neighbours=neighbours,
+        nexthops=nexthops,
+        label_routes=label_routes,
+        traffic=traffic,
+        bridging=bridging,
+        link_multicast=link_multicast.read(netns),
         sysctls=sysctl.read_changed(netns, {link.ifname: link.mtu for link in links}),
         nftables=tables,
         conntrack=entries,
         expectations=expected,
         filtering=filters,
         ipsec=ipsec,
-        unread=tuple(dict.fromkeys((*unread, *beyond.read_beyond(netns, links)))),
+        unread=tuple(dict.fromkeys((*unread, *beyond.read_beyond(netns, addresses)))),
         complete=True,
     )
 

@@ -143,6 +143,10 @@ def _remove(connection: Netlink, entry: ForwardingEntry, indices: Mapping[str, i
             raise
 
 
+def _named(entry: ForwardingEntry) -> str:
+    return f"forwarding entry {entry.mac} of {entry.ifname}"
+
+
 def making(
     connection: Netlink, wanted: Bridging, indices: Mapping[str, int], *, only: bool
 ) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -158,13 +162,16 @@ def making(
         if options not in there:
             subject = f"VLAN {options.vid} of bridge {options.ifname}"
             yield subject, partial(set_vlan_options, connection, options, there, indices)
-    now = read_forwarding(connection, names, [])
-    for entry in wanted.forwarding:
-        if entry not in now:
-            yield f"forwarding entry {entry.mac} of {entry.ifname}", partial(_add, connection, entry, indices)
-    for entry in now if only else ():
-        if entry not in wanted.forwarding:
-            yield f"forwarding entry {entry.mac} of {entry.ifname}", partial(_remove, connection, entry, indices)
+    # One that is asked for without a VLAN comes, or goes, in all of them.
+    for in_vlans in (False, True):
+        asked = [entry for entry in wanted.forwarding if bool(entry.vlan) == in_vlans]
+        now = read_forwarding(connection, names, [])
+        for entry in asked:
+            if entry not in now:
+                yield _named(entry), partial(_add, connection, entry, indices)
+        for entry in read_forwarding(connection, names, []) if only else ():
+            if bool(entry.vlan) == in_vlans and entry not in asked:
+                yield _named(entry), partial(_remove, connection, entry, indices)
     # Those of a group for all sources first: they bring some of the others.
     for group in sorted(wanted.multicast, key=lambda one: bool(one.source)):
         if group not in read_multicast(connection, names, []):

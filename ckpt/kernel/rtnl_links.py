@@ -85,8 +85,6 @@ _IFF_RUNNING = 0x40
 _IFF_LOWER_UP = 0x10000
 _SETTABLE = sum(_FLAGS.values())
 
-_PLAIN_QDISCS = frozenset({"noqueue", "noop", "mq", "pfifo_fast"})
-
 _HEADER = struct.Struct("=BxHiII")
 
 
@@ -252,9 +250,6 @@ class LinkReader:
         self._note_attributes(raw, "link", sorted(strange))
         if any(parse(raw.attributes.get(_IFLA_XDP, b"")).get(_XDP_ATTACHED, b"")):
             self._note(raw, "link-xdp", "has an XDP program attached")
-        qdisc = text(raw.attributes.get(_IFLA_QDISC, b""))
-        if qdisc and qdisc not in _PLAIN_QDISCS:
-            self._note(raw, "link-qdisc", f"has the queueing discipline {qdisc}")
 
     def _note_attributes(self, raw: RawLink, what: str, numbers: Iterable[int]) -> None:
         for kind in numbers:

@@ -53,7 +53,7 @@ def read_multicast(connection: Netlink, names: Mapping[int, str], unread: list[U
         return ()
     found = []
     for kind, body in messages:
-        if kind != RTM_NEWMDB:
+        if kind not in (RTM_NEWMDB, _RTM_GETMDB):  # bridges answer with the type of the question
             continue
         _, bridge = _HEADER.unpack_from(body)
         infos = [info for info in _infos(body) if info[_STATE_OFFSET] == _PERMANENT]

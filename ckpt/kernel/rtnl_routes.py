@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-from ckpt.kernel import netlink
+from ckpt.kernel import netlink, rtnl_encap
 from ckpt.kernel.netlink import attribute, ip_bytes, ip_text, nested, number, parse, string, text, u8, u16, u32
 from ckpt.model.network import Address, Neighbour, Nexthop, Route, Rule, Unread
 
@@ -62,8 +62,10 @@ _IFA_F_TENTATIVE = 0x40
 
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 2, 4, 5, 6, 7
 _RTA_METRICS, _RTA_MULTIPATH, _RTA_FLOW, _RTA_CACHEINFO, _RTA_TABLE, _RTA_VIA = 8, 9, 11, 12, 15, 18
-_RTA_PREF, _RTA_EXPIRES, _RTA_NH_ID = 20, 23, 30
-_ROUTE_READ = {1, 2, 4, 5, 6, 7, 8, 9, 11, 12, 15, 18, 20, 23, 24}
+_RTA_PREF, _RTA_ENCAP_TYPE, _RTA_ENCAP, _RTA_EXPIRES, _RTA_NH_ID = 20, 21, 22, 23, 30
+_ROUTE_READ = {1, 2, 4, 5, 6, 7, 8, 9, 11, 12, 15, 18, 20, 21, 22, 23, 24, 30}
+_OF_NEXTHOP = {_RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA, _RTA_ENCAP_TYPE, _RTA_ENCAP}
+_HOP_READ = {_RTA_GATEWAY, _RTA_VIA, _RTA_FLOW, _RTA_ENCAP_TYPE, _RTA_ENCAP}
 _ROUTE_FLAGS = {"pervasive": 2, "onlink": 4}
 _METRICS = {
     1: "lock",
@@ -184,8 +186,13 @@ def decode_route(body: bytes, names: Mapping[int, str], unread: list[Unread]) ->
     if _RTA_CACHEINFO in found:
         expires = struct.unpack_from("=IIi", found[_RTA_CACHEINFO])[2]
     for strange in sorted(found.keys() - _ROUTE_READ):
-        what = "uses a nexthop object" if strange == _RTA_NH_ID else f"has the unknown attribute {strange}"
+        what = f"has the unknown attribute {strange}"
         unread.append(Unread(code="route-attribute", subject=f"route {destination}", what=what))
+    nexthop_id = number(found.get(_RTA_NH_ID, b""))
+    if nexthop_id:
+        # What the object says is shown beside its number, unless net.ipv4.nexthop_compat_mode is off.
+        found = {one: value for one, value in found.items() if one not in _OF_NEXTHOP}
+    encapsulation, data = _encapsulation(found, destination, unread)
     for strange in sorted(metrics.keys() - _METRICS.keys() - {_RTAX_CC_ALGO}):
         what = f"has the unknown metric {strange}"
         unread.append(Unread(code="route-attribute", subject=f"route {destination}", what=what))
@@ -195,13 +202,16 @@ def decode_route(body: bytes, names: Mapping[int, str], unread: list[Unread]) ->
         table=number(found[_RTA_TABLE]) if _RTA_TABLE in found else table,
         ifname=names.get(number(found.get(_RTA_OIF, b"")), ""),
         gateway=_gateway(found),
+        nexthop_id=nexthop_id,
+        encapsulation=encapsulation,
+        encapsulation_data=data,
         source=f"{ip_text(found[_RTA_SRC])}/{source_length}" if _RTA_SRC in found else "",
         preferred_source=ip_text(found[_RTA_PREFSRC]) if _RTA_PREFSRC in found else "",
         scope=SCOPES.get(scope, str(scope)),
         protocol=protocol,
         priority=number(found.get(_RTA_PRIORITY, b"")),
         tos=tos,
-        flags=_route_flags(flags),
+        flags=() if nexthop_id else _route_flags(flags),
         nexthops=_nexthops(found.get(_RTA_MULTIPATH, b""), names, destination, unread),
         metrics={_METRICS[kind]: number(value) for kind, value in metrics.items() if kind in _METRICS},
         congestion_control=text(metrics.get(_RTAX_CC_ALGO, b"")),
@@ -209,6 +219,15 @@ def decode_route(body: bytes, names: Mapping[int, str], unread: list[Unread]) ->
         realms=number(found.get(_RTA_FLOW, b"")),
         expires=max(expires // _TICKS_PER_SECOND, 1) if expires > 0 else None,
     )
+
+
+def _encapsulation(found: netlink.Attributes, destination: str, unread: list[Unread]) -> tuple[str, bytes]:
+    if _RTA_ENCAP_TYPE not in found:
+        return "", b""
+    name, data = rtnl_encap.decode(found[_RTA_ENCAP_TYPE], found.get(_RTA_ENCAP, b""))
+    if reason := rtnl_encap.why_not(name, data):
+        unread.append(Unread(code="route-encapsulation", subject=f"route {destination}", what=reason))
+    return name, data
 
 
 def _preference(value: bytes) -> int:
@@ -233,6 +252,7 @@ def _nexthops(data: bytes, names: Mapping[int, str], destination: str, unread: l
     while offset + _NEXTHOP.size <= len(data):
         length, flags, weight, index = _NEXTHOP.unpack_from(data, offset)
         found = parse(data[offset + _NEXTHOP.size : offset + length])
+        encapsulation, around = _encapsulation(found, destination, unread)
         hops.append(
             Nexthop(
                 ifname=names.get(index, ""),
@@ -240,9 +260,11 @@ def _nexthops(data: bytes, names: Mapping[int, str], destination: str, unread: l
                 weight=weight + 1,
                 flags=_route_flags(flags),
                 realms=number(found.get(_RTA_FLOW, b"")),
+                encapsulation=encapsulation,
+                encapsulation_data=around,
             )
         )
-        for strange in sorted(found.keys() - {_RTA_GATEWAY, _RTA_VIA, _RTA_FLOW}):
+        for strange in sorted(found.keys() - _HOP_READ):
             what = f"has a next hop with the unknown attribute {strange}"
             unread.append(Unread(code="route-attribute", subject=f"route {destination}", what=what))
         offset += (length + 3) & ~3
@@ -281,12 +303,20 @@ def encode_route(route: Route, indices: Mapping[str, int]) -> bytes:
         (_RTA_PRIORITY, route.priority),
         (_RTA_FLOW, route.realms),
         (_RTA_EXPIRES, route.expires or 0),
+        (_RTA_NH_ID, route.nexthop_id),
     ):
         if value:
             parts.append(attribute(attribute_kind, u32(value)))
     if route.preference:
         parts.append(attribute(_RTA_PREF, u8(route.preference)))
+    parts.append(_encapsulation_bytes(route))
     return header + b"".join(parts) + _metrics_bytes(route) + _nexthops_bytes(route, indices)
+
+
+def _encapsulation_bytes(hop: Route | Nexthop) -> bytes:
+    return rtnl_encap.encode(
+        hop.encapsulation, hop.encapsulation_data, kind_attribute=_RTA_ENCAP_TYPE, data_attribute=_RTA_ENCAP
+    )
 
 
 def _gateway_bytes(gateway: str, family: int) -> list[bytes]:
@@ -315,6 +345,7 @@ def _nexthops_bytes(route: Route, indices: Mapping[str, int]) -> bytes:
         parts = b"".join(_gateway_bytes(hop.gateway, route.family))
         if hop.realms:
             parts += attribute(_RTA_FLOW, u32(hop.realms))
+        parts += _encapsulation_bytes(hop)
         flags = sum(_ROUTE_FLAGS[name] for name in hop.flags)
         length = _NEXTHOP.size + len(parts)
         hops.append(_NEXTHOP.pack(length, flags, hop.weight - 1, indices.get(hop.ifname, 0)) + parts)

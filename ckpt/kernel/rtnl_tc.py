@@ -32,9 +32,16 @@ _STAB_BASE, _STAB_DATA = 1, 2
 _ACTION_TABLE = 1
 
 _ROOT, _INGRESS = 0xFFFFFFFF, 0xFFFFFFF1
+_LISTED = {
+    _RTM_GETQDISC: "queueing disciplines",
+    _RTM_GETTCLASS: "classes",
+    _RTM_GETTFILTER: "filters",
+    _RTM_GETCHAIN: "chains of filters",
+}
 _CLSACT_SIDES = (0xFFFFFFF2, 0xFFFFFFF3)
 _MAJOR = 0xFFFF0000
 _ANY_BLOCK = -1
+_ETH_P_8021Q = 0x8100
 _NAMES = {_ROOT: "root", _INGRESS: "ingress"}
 
 
@@ -94,8 +101,11 @@ class TrafficReader:
     def _dump(self, kind: int, header: bytes, answer: int) -> list[tuple[tuple[int, ...], Attributes]]:
         try:
             messages = self._connection.dump(kind, header)
-        except KernelRefusal:
-            return []  # a hook that takes none of these
+        except KernelRefusal as error:
+            _, index, _, hook, _ = _HEADER.unpack(header)
+            where = f"{handle_text(hook)} of {self._names[index]}" if index else "all links"
+            self._note("tc-unreadable", where, f"the kernel cannot list its {_LISTED[kind]}: {error.strerror}")
+            return []
         found = [(_HEADER.unpack_from(body), parse(body, _HEADER.size)) for one, body in messages if one == answer]
         return [(fields, attributes) for fields, attributes in found]
 
@@ -282,7 +292,7 @@ def make_chain(connection: Netlink, chain: Chain, indices: Mapping[str, int]) ->
     """Make a chain. Raises KernelRefusal."""
     parts = [attribute(_CHAIN, u32(chain.number))]
     if chain.options:
-        parts.append(nested(_OPTIONS, tc_kinds.completed_filter(chain.kind, chain.options)))
+        parts.append(nested(_OPTIONS, tc_kinds.completed_filter(chain.kind, chain.options, _ETH_P_8021Q)))
     _make(connection, _RTM_NEWCHAIN, (*_hook(chain, indices), 0), chain.kind, parts, _NEW)
 
 
@@ -298,7 +308,7 @@ def request_filter(connection: Netlink, one: Filter, indices: Mapping[str, int],
     """Make a filter, or delete it. Raises KernelRefusal."""
     parts = [attribute(_CHAIN, u32(one.chain))]
     if one.options and not delete:
-        parts.append(nested(_OPTIONS, tc_kinds.completed_filter(one.kind, one.options)))
+        parts.append(nested(_OPTIONS, tc_kinds.completed_filter(one.kind, one.options, one.protocol)))
     header = (*_hook(one, indices), one.priority << 16 | socket.htons(one.protocol))
     kind, flags = (RTM_DELTFILTER, 0) if delete else (_RTM_NEWTFILTER, _NEW)
     _make(connection, kind, header, one.kind, parts, flags)

@@ -77,11 +77,22 @@ def completed_qdisc(kind: str, options: bytes) -> bytes:
         return rewrite(options, {one: _giving(shown) for one, shown in _TIMES[kind].items()})
     if kind == "htb":
         return rewrite(options, {_HTB_INIT: lambda value: u32(number(value[:4]) >> _HTB_VERSION_SHIFT) + value[4:]})
+    if kind == "sfq" and len(options) == _SFQ_SIZE:
+        return _sfq_with_flows(options)
     if kind == "tbf":
         return options + _tbf_bytes(options)
     if kind in _DAMPED:
         return options + attribute(_RED_STAB, damping_table())
     return options
+
+
+_SFQ_LIMIT, _SFQ_FLOWS = 8, 16
+
+
+def _sfq_with_flows(options: bytes) -> bytes:
+    """Left to itself an SFQ has more flows than packets; a limit that is given cuts their number."""
+    limit, flows = (number(options[offset : offset + 4]) for offset in (_SFQ_LIMIT, _SFQ_FLOWS))
+    return options if flows <= limit else options[:_SFQ_LIMIT] + bytes(4) + options[_SFQ_LIMIT + 4 :]
 
 
 _RED_STAB = 2
@@ -147,6 +158,7 @@ _FILTERS = {
     "flow": _FilterKind(actions=9, police=10, matches=11),
     "cgroup": _FilterKind(actions=1, police=2, matches=3),
 }
+_FLOWER_ETH_TYPE, _FLOWER_VLAN = 8, {23, 24, 25}
 _SETTABLE_FLAGS = 1 | 2 | 16  # skip_hw, skip_sw, verbose: the others say what hardware did
 _BPF_OPS = 5
 _ACTION_BPF_OPS = 4
@@ -170,15 +182,20 @@ def cleared_filter(kind: str, options: bytes) -> bytes:
     return rewrite(options, changes)
 
 
-def completed_filter(kind: str, options: bytes) -> bytes:
-    """TCA_OPTIONS as the filter takes them."""
+def completed_filter(kind: str, options: bytes, protocol: int) -> bytes:
+    """TCA_OPTIONS as the filter of that Ethernet type takes them."""
     known = _FILTERS.get(kind)
     if known is None:
         return options
     changes: dict[int, Change] = {known.actions: each(completed_action)}
     if known.police:
         changes[known.police] = _completed_police
-    return rewrite(options, changes)
+    appended = b""
+    if kind == "flower" and parse(options).keys() & _FLOWER_VLAN:
+        # It shows the type of what is in the innermost tag, and asks for that of the outermost.
+        changes[_FLOWER_ETH_TYPE] = None
+        appended = attribute(_FLOWER_ETH_TYPE, struct.pack(">H", protocol))
+    return rewrite(options, changes, appended=appended)
 
 
 def why_not_filter(kind: str, options: bytes) -> str:
@@ -200,13 +217,18 @@ def why_not_filter(kind: str, options: bytes) -> str:
 
 # ---- actions ------------------------------------------------------------------------------------------------------
 
-# The attributes that hold a kind's struct, which begins with tc_gen, and the times of its use.
-_ACTIONS: Mapping[str, tuple[tuple[int, ...], int]] = {
-    "gact": ((2,), 1), "mirred": ((2,), 1), "skbedit": ((2,), 1), "vlan": ((2,), 1), "bpf": ((2,), 1),
-    "simple": ((2,), 1), "sample": ((2,), 1), "tunnel_key": ((2,), 1), "mpls": ((2,), 1), "skbmod": ((2,), 1),
-    "gate": ((2,), 1), "pedit": ((2, 4), 1), "csum": ((1,), 2), "nat": ((1,), 2), "connmark": ((1,), 2),
-    "ife": ((1,), 2), "ct": ((1,), 2), "ctinfo": ((3,), 2), "police": ((1,), 6),
-}  # fmt: skip
+# The attributes that hold a kind's struct, which begins with tc_gen; and those of times, counters and padding.
+_ACTIONS: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    **dict.fromkeys(
+        ("gact", "mirred", "skbedit", "vlan", "bpf", "simple", "sample", "tunnel_key", "mpls", "skbmod", "gate"),
+        ((2,), (1,)),
+    ),
+    **dict.fromkeys(("csum", "nat", "connmark", "ife"), ((1,), (2,))),
+    "pedit": ((2, 4), (1,)),
+    "ct": ((1,), (2, 15)),
+    "ctinfo": ((3,), (1, 2, 8, 9, 10)),
+    "police": ((1,), (6,)),
+}
 ACTION_KINDS = tuple(_ACTIONS)
 
 _GEN = struct.Struct("=IIiii")
@@ -243,13 +265,13 @@ def cleared_action(action: bytes) -> bytes:
 def _cleared_action_options(kind: str, options: bytes) -> bytes:
     if kind not in _ACTIONS:
         return options
-    numbers, times = _ACTIONS[kind]
+    numbers, counted = _ACTIONS[kind]
     offset = _POLICE_REFERENCES if kind == "police" else _GEN_REFERENCES
 
     def unreferenced(value: bytes) -> bytes:
         return value[:offset] + bytes(8) + value[offset + 8 :]
 
-    return rewrite(options, {times: None, **dict.fromkeys(numbers, unreferenced)})
+    return rewrite(options, {**dict.fromkeys(counted), **dict.fromkeys(numbers, unreferenced)})
 
 
 def completed_action(action: bytes) -> bytes:

@@ -21,11 +21,17 @@ _BLOCKING = {
     "link-master-kind": "take the link out of its master",
     "ipsec": "let IPsec end before the group, or remove its states and policies",
     "nexthop-object": "name the next hops in the routes themselves",
+    "route-encapsulation": "take the route away, and set it again after the restore",
+    "tc-kind": "replace the queueing discipline, and set it again after the restore",
+    "tc-unreadable": "take them away, and set them again after the restore",
+    "tc-filter": "take the filter or action away, and set it again after the restore",
+    "link-xdp": "take it off (ip link set dev LINK xdp off), and attach it again after the restore",
     "ipvs": "install ipvsadm, or remove the services",
     "ipset-unread": "install ipset, or destroy the sets",
     "arptables": "write the rules with arptables-nft, and start the group in a namespace without the table",
     "ebtables": "write the rules with ebtables-nft, and start the group in a namespace without the table",
-    "bridge-vlan": "turn VLAN filtering off",
+    "bridge-vlan": "take the VLAN away, and set it again after the restore",
+    "multicast-routing": "stop the multicast router, and start it again after the restore",
 }
 
 
@@ -119,7 +125,7 @@ def why_not(link: Link) -> str:
     other = link.counterpart
     if link.kind not in KINDS:
         return f"links of kind {link.kind or 'physical'} are not supported"
-    if other is not None and other.place is Place.ELSEWHERE:
+    if other is not None and other.place is Place.ELSEWHERE and not other.netns:
         return "its other end is in a third network namespace"
     if link.kind in ("veth", "vlan", "macvlan", "macvtap") and other is None:
         return "what it stands on is not known"

@@ -44,9 +44,24 @@ _COUNTED = re.compile(
 def _shown(command: str, space: int) -> Any:
     printed = _COUNTED.sub("", shell(f"{command} 2>&1 || true", space))
     try:
-        return spaces._clean(json.loads(printed or "[]"))
+        return _set(spaces._clean(json.loads(printed or "[]")))
     except json.JSONDecodeError:
         return printed.splitlines()
+
+
+def _set(value: Any) -> Any:
+    """Without the entries of bridges that were learnt from the wire, and the groups that protocols join."""
+    if isinstance(value, dict):
+        return {key: _set(item) for key, item in value.items()}
+    return [_set(item) for item in value if not _is_learnt(item)] if isinstance(value, list) else value
+
+
+def _is_learnt(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    learnt = "mac" in value and value.get("state") == "" and not {"self", "extern_learn"} & set(value.get("flags", []))
+    joined = str(value.get("mac", "")).startswith(("33:33", "01:00:5e")) and "self" in value.get("flags", [])
+    return learnt or joined or value.get("state") == "temp"
 
 
 @contextlib.contextmanager

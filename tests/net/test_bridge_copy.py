@@ -1,0 +1,98 @@
+"""The oracle for what bridges keep: VLANs, forwarding entries, multicast groups."""
+
+from __future__ import annotations
+
+import pytest
+
+from ckpt.kernel import rtnl
+from ckpt.model.travel import cannot_travel
+from tests.net.oracle import assert_copy_equal, copied, need, shown_by
+from tests.net.spaces import settle, shell
+
+PORTS = """ip link add br1 {} type bridge mcast_snooping 1 {}; ip link add va type veth peer name vb
+    ip link add vc type veth peer name vd; ip link set va master br1; ip link set vc master br1
+    for one in br1 va vb vc vd; do ip link set $one up; done
+    """
+
+BRIDGES = {
+    "ports": """ip link set va type bridge_slave cost 7 priority 9 hairpin on guard on root_block on fastleave on \
+            learning off flood off mcast_flood off bcast_flood off mcast_to_unicast on neigh_suppress on \
+            proxy_arp on proxy_arp_wifi on isolated on mcast_router 2
+        ip link set vc type bridge_slave group_fwd_mask 0x8 locked on backup_port va""",
+    "forwarding": """bridge fdb add 02:00:00:00:00:66 dev va master static
+        bridge fdb add 02:00:00:00:00:67 dev va master permanent
+        bridge fdb add 02:00:00:00:00:68 dev vc master static sticky
+        bridge fdb add 02:00:00:00:00:69 dev vc master extern_learn
+        bridge fdb add 02:00:00:00:00:6a dev br1 self permanent
+        bridge fdb add 02:00:00:00:00:6b dev vd self permanent""",
+    "forwarding-less": "bridge fdb del $(cat /sys/class/net/va/address) dev va master",
+    "groups": """bridge mdb add dev br1 port va grp 239.1.1.1 permanent
+        bridge mdb add dev br1 port vc grp ff05::5 permanent
+        bridge mdb add dev br1 port va grp 239.1.1.3 src 10.0.0.9 permanent
+        bridge mdb add dev br1 port va grp 01:02:03:04:05:06 permanent""",
+    "groups-sources": """ip link set br1 type bridge mcast_igmp_version 3 mcast_mld_version 2
+        bridge mdb add dev br1 port va grp 239.1.1.1 permanent filter_mode include source_list 10.0.0.1,10.0.0.2
+        bridge mdb add dev br1 port vc grp 239.1.1.1 permanent filter_mode exclude source_list 10.0.0.3 proto 99""",
+    "vlans": """bridge vlan add dev va vid 10 pvid untagged; bridge vlan add dev va vid 20-30
+        bridge vlan add dev vc vid 25; bridge vlan add dev vc vid 4094 untagged; bridge vlan del dev vc vid 1
+        bridge vlan add dev br1 vid 20-25 self; bridge vlan add dev br1 vid 7 pvid untagged self
+        bridge fdb add 02:00:00:00:00:66 dev va master static vlan 22
+        bridge mdb add dev br1 port va grp 239.1.1.1 permanent vid 22""",
+    "vlan-tunnels": """ip link set va type bridge_slave vlan_tunnel on; bridge vlan add dev va vid 100-102
+        bridge vlan add dev va vid 100-102 tunnel_info id 5100-5102""",
+    "vlan-options": """bridge vlan add dev va vid 10-12; bridge vlan add dev br1 vid 10-12 self
+        bridge vlan set dev va vid 11 state blocking mcast_router 2
+        ip link set br1 type bridge mcast_vlan_snooping 1
+        bridge vlan global set dev br1 vid 10-11 mcast_snooping 0 mcast_igmp_version 3 mcast_querier 1""",
+}
+FILTERING = {"vlans", "vlan-tunnels", "vlan-options"}
+COMMANDS = (
+    "bridge -j -d link",
+    "bridge -j fdb show br br1",
+    "bridge -j -d mdb show",
+    "bridge -j -d vlan show",
+    "bridge -j vlan tunnelshow",
+    "bridge -j vlan global show",
+    "ip -j -d link",
+)
+
+
+@pytest.mark.parametrize("what", BRIDGES)
+def test_copy_of_bridge_is_equal(group: int, what: str) -> None:
+    script = PORTS.format("", "vlan_filtering 1" if what in FILTERING else "") + BRIDGES[what]
+    need(script, f"what a bridge keeps as {what}")
+    shell(script, group)
+    network = assert_copy_equal(group, COMMANDS)
+    assert cannot_travel(network) == ()
+
+
+def test_learnt_entries_stay_behind(group: int) -> None:
+    shell(PORTS.format("address 02:00:00:00:00:99", ""), group)
+    shell("bridge fdb add 02:00:00:00:00:66 dev va master dynamic", group)
+    settle(group)
+    with copied(group) as (network, copy):
+        assert "02:00:00:00:00:66" not in {entry.mac for entry in network.bridging.forwarding}
+        assert "02:00:00:00:00:66" not in str(shown_by(copy, ("bridge -j fdb",)))
+
+
+def test_learning_does_not_disturb_reading(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell(PORTS.format("", ""), group)
+    settle(group)
+    reads: list[object] = []
+    read = rtnl._read
+
+    def read_disturbed(space: int) -> object:
+        network = read(space)
+        shell(f"bridge fdb add 02:00:00:00:01:{len(reads):02x} dev va master dynamic", space)
+        reads.append(network)
+        return network
+
+    monkeypatch.setattr(rtnl, "_read", read_disturbed)
+    rtnl.read_network(group)
+    assert len(reads) == 1
+
+
+def test_group_of_the_link_layer_is_joined_again(group: int) -> None:
+    shell("ip maddr add 01:02:03:04:05:06 dev eth0", group)
+    network = assert_copy_equal(group, ("ip -j maddr show dev eth0",))
+    assert [(one.ifname, one.mac) for one in network.link_multicast] == [("eth0", "01:02:03:04:05:06")]
