@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,13 @@ def left_behind(images: Path) -> list[str]:
 
 def _is_transient(path: Path, state: Path) -> bool:
     known = path.parent in (state / "groups", state / "locks") and path.suffix == ".json"
-    return not known and path != state / "lock" and path.suffix != ".log"
+    return not known and path not in (state / "lock", state / "criu") and path.suffix != ".log"
+
+
+def nothing(left: Iterable[object]) -> None:
+    """Fail with all that is left."""
+    text = "\n".join(map(str, left))
+    assert not text, f"there is left:\n{text}"
 
 
 def locks() -> list[tuple[int, str]]:
@@ -254,12 +260,12 @@ class Survivor:
     def check(self) -> tuple[clean.CleanAction, ...]:
         """Clean, see that nothing is left and that the group runs or is restored; what was cleaned."""
         done = clean.clean()
-        assert clean.clean() == (), "a second clean found something"
-        assert left_behind(self.image.parent) == []
-        assert [action for action in done if not action.done] == []
+        nothing(clean.clean())
+        nothing(left_behind(self.image.parent))
+        nothing(action for action in done if not action.done)
         if not self.runs:
             assert is_whole(self.image), "it neither runs nor is there an image"
             restore_group(self.image)
-            assert left_behind(self.image.parent) == []
+            nothing(left_behind(self.image.parent))
         self.stream.progress(100)
         return done
