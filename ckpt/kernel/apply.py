@@ -12,6 +12,7 @@ import contextlib
 import errno
 import itertools
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -173,10 +174,26 @@ class _Applier:
                 # The host chooses the index of its own end.
                 rtnl_links.make(self._inside, link, peer=replace(other, ifindex=0), peer_netns=own)
             else:
-                lower = self._outside_index(other.ifname, f"the link {link.ifname} stands on it")
-                rtnl_links.make(self._inside, link, lower=lower, lower_nsid=rtnl_links.number_of(self._inside, own))
+                self._make_on(self._outside, link, self._outside_index(other.ifname, f"{link.ifname} stands on it"))
         finally:
             os.close(own)
+
+    def _make_on(self, there: Netlink, link: Link, lower: int) -> None:
+        """Make a link on ``lower``, which lies in the namespace of ``there``, and move it inside.
+
+        A link that stands on another is made where that one is, whatever is asked for, and its index must be free there
+        as well; only a move gives it the one it shall have (IFLA_NEW_IFINDEX, Linux 5.13, eeb85a14ee34).
+        """
+        passing = f"ckpt{secrets.token_hex(4)}"
+        rtnl_links.make(there, replace(link, ifname=passing, ifindex=0), lower=lower)
+        made = rtnl_links.read_one(there, ifname=passing)
+        if made is None:
+            raise NetworkError(f"the link {link.ifname} was taken away while it was made", code="link-missing")
+        try:
+            rtnl_links.move(there, made.index, self._netns, ifname=link.ifname, new_ifindex=link.ifindex)
+        except KernelRefusal:
+            rtnl_links.delete(there, made.index)
+            raise
 
     def _make_across(self, link: Link, other: Counterpart, peer: Link | None) -> None:
         """Make a link whose counterpart is in another namespace of the group.
@@ -189,10 +206,9 @@ class _Applier:
             return
         with Netlink(netns=there) as connection:
             lower = rtnl_links.read_one(connection, ifname=other.ifname)
-        if lower is None:
-            raise NetworkError(f"there is no link {other.ifname} in the other namespace", code="link-missing")
-        nsid = rtnl_links.number_of(self._inside, there)
-        rtnl_links.make(self._inside, link, lower=lower.index, lower_nsid=nsid)
+            if lower is None:
+                raise NetworkError(f"there is no link {other.ifname} in the other namespace", code="link-missing")
+            self._make_on(connection, link, lower.index)
 
     def _outside_index(self, ifname: str, why: str) -> int:
         found = rtnl_links.read_one(self._outside, ifname=ifname)

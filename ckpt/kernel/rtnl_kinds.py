@@ -40,6 +40,13 @@ def _names(names: Mapping[int, str]) -> Codec:
     return Codec(decode, lambda text: netlink.u32(numbers[text] if text in numbers else int(text)))
 
 
+# Those that can be set; a mask with any other is refused (vlan_dev_change_flags, net/8021q/vlan_dev.c).
+_VLAN_FLAGS = 0x1F
+
+ABSENT: Mapping[str, Mapping[str, str]] = {"vlan": {"flags": "0"}}
+"""Options that the kernel does not show when they are 0, but that are not 0 in a link that is made without them."""
+
+
 def _vlan_flags(value: bytes) -> str:
     return str(struct.unpack("=II", value)[0])
 
@@ -124,7 +131,7 @@ _BRIDGE: Table = {
     45: ("vlan_stats_per_port", U8),
     46: (
         "multi_boolopt",
-        Codec(_boolopt, lambda value: struct.pack("=II", int(value), 0xFFFFFFFF)),
+        Codec(_boolopt, lambda value: struct.pack("=II", int(value), _VLAN_FLAGS)),
     ),
     47: ("mcast_querier_state", None),
     48: ("fdb_n_learned", None),
@@ -181,7 +188,7 @@ BRIDGE_PORT_NUMBER = 18
 
 _VLAN: Table = {
     1: ("id", U16),
-    2: ("flags", Codec(_vlan_flags, lambda value: struct.pack("=II", int(value), 0xFFFFFFFF))),
+    2: ("flags", Codec(_vlan_flags, lambda value: struct.pack("=II", int(value), _VLAN_FLAGS))),
     3: ("egress_qos", Codec(_qos_map, _qos_map_bytes)),
     4: ("ingress_qos", Codec(_qos_map, _qos_map_bytes)),
     5: ("protocol", BE16),

@@ -39,6 +39,7 @@ _IFLA_EXT_MASK = 29
 _IFLA_NUM_TX_QUEUES = 31
 _IFLA_NUM_RX_QUEUES = 32
 _IFLA_LINK_NETNSID = 37
+_IFLA_NEW_IFINDEX = 49
 _IFLA_XDP = 43
 _IFLA_PROP_LIST = 52
 _IFLA_ALT_IFNAME = 53
@@ -223,6 +224,7 @@ class LinkReader:
         port_number = 0
         if (data := raw.info.get(_INFO_DATA)) is not None and raw.kind in rtnl_kinds.OPTIONS:
             options, unknown = rtnl_kinds.decode(rtnl_kinds.OPTIONS[raw.kind], data)
+            options = {**rtnl_kinds.ABSENT.get(raw.kind, {}), **options}
             self._note_attributes(raw, raw.kind, unknown)
         slave_kind = text(raw.info.get(_INFO_SLAVE_KIND, b""))
         if slave_kind and slave_kind not in rtnl_kinds.PORT_OPTIONS:
@@ -269,36 +271,22 @@ def nsid_of(connection: Netlink, netns: int) -> int:
     return -1
 
 
-def number_of(connection: Netlink, netns: int) -> int:
-    """The number by which the socket's namespace knows ``netns``; it gets one where it has none."""
-    found = nsid_of(connection, netns)
-    if found < 0:
-        request = struct.pack("=B3x", 0) + attribute(_NETNSA_FD, u32(netns)) + attribute(_NETNSA_NSID, _ANY_NSID)
-        connection.request(_RTM_NEWNSID, request)
-        found = nsid_of(connection, netns)
-    return found
-
-
 def make(
     connection: Netlink,
     link: Link,
     *,
     lower: int = 0,
-    lower_nsid: int | None = None,
     netns: int | None = None,
     peer: Link | Counterpart | None = None,
     peer_netns: int | None = None,
 ) -> None:
     """Make ``link``, down, in ``netns`` or the socket's own namespace; a veth's ``peer`` in ``peer_netns`` or there.
 
-    ``lower`` is the index of the link it stands on, in the socket's namespace or in the one with the number
-    ``lower_nsid``. Raises KernelRefusal.
+    ``lower`` is the index of the link it stands on, in the socket's namespace. Raises KernelRefusal.
     """
     attributes = [_creation(link)]
     if lower:
         attributes.append(attribute(_IFLA_LINK, u32(lower)))
-    if lower_nsid is not None:
-        attributes.append(attribute(_IFLA_LINK_NETNSID, u32(lower_nsid)))
     if netns is not None:
         attributes.append(attribute(_IFLA_NET_NS_FD, u32(netns)))
     # A bridge takes its options later, only those that differ: a kernel may lack what some of them speak of.
@@ -310,6 +298,14 @@ def make(
     info = [attribute(_INFO_KIND, link.kind.encode()), nested(_INFO_DATA, *data)]
     body = _header(link.ifindex) + b"".join(attributes) + nested(_IFLA_LINKINFO, *info)
     connection.request(RTM_NEWLINK, body, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
+
+
+def move(connection: Netlink, ifindex: int, netns: int, *, ifname: str, new_ifindex: int) -> None:
+    """Move a link of the socket's namespace into ``netns``, under the name and the index that it shall have there."""
+    parts = [attribute(_IFLA_NET_NS_FD, u32(netns)), attribute(_IFLA_IFNAME, string(ifname))]
+    if new_ifindex:
+        parts.append(attribute(_IFLA_NEW_IFINDEX, u32(new_ifindex)))
+    connection.request(RTM_NEWLINK, _header(ifindex) + b"".join(parts))
 
 
 def _creation(link: Link | Counterpart) -> bytes:

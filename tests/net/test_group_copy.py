@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from ckpt.kernel import apply, rtnl, rtnl_group, rtnl_links
-from ckpt.kernel.netlink import Netlink
+from ckpt.kernel import apply, rtnl, rtnl_group
 from ckpt.model.finding import blocking
 from ckpt.model.network import Network, Place
 from ckpt.model.travel import cannot_travel
@@ -133,12 +132,3 @@ def test_tunnel_that_is_routed_in_another_namespace_cannot_travel(host: int) -> 
         assert link is not None and link.counterpart is not None
         assert (link.counterpart.place, link.counterpart.netns) == (Place.ELSEWHERE, "")
         assert [one.subject for one in blocking(cannot_travel(network))] == ["link vx0"]
-
-
-def test_number_of_a_namespace_is_given_once(host: int) -> None:
-    with made() as namespaces, Netlink(netns=namespaces["a"]) as connection:
-        assert rtnl_links.nsid_of(connection, namespaces["b"]) == -1
-        number = rtnl_links.number_of(connection, namespaces["b"])
-        assert number >= 0
-        assert rtnl_links.number_of(connection, namespaces["b"]) == number
-        assert rtnl_links.number_of(connection, namespaces["c"]) != number
