@@ -22,6 +22,7 @@ from ckpt import plan
 from ckpt.errors import NetworkError
 from ckpt.kernel import (
     conntrack,
+    ethtool,
     expectations,
     filtering,
     link_multicast,
@@ -247,6 +248,7 @@ class _Applier:
         for link in links:
             with _naming("link-refused", f"link {link.ifname}", "set up"):
                 rtnl_links.change(self._inside, now[link.ifname], link)
+        ethtool.adjust(self._netns, links, self._indices)
 
     def _bring_up(self, link: Link) -> None:
         with _naming("link-refused", f"link {link.ifname}", "bring up"):

@@ -15,6 +15,7 @@ from ckpt.errors import NetworkError
 from ckpt.kernel import (
     beyond,
     conntrack,
+    ethtool,
     expectations,
     filtering,
     link_multicast,
@@ -78,7 +79,7 @@ def _read(netns: int) -> Network:
         raw = rtnl_links.read_raw(connection)
         caller, nsid = _caller_links(connection)
         reader = LinkReader(raw, caller=caller, caller_nsid=nsid)
-        links = reader.links()
+        links = ethtool.with_settings(netns, reader.links())
         names = {link.ifindex: link.ifname for link in links}
         addresses = read_addresses(connection, names)
         routes = read_routes(connection, names, unread)

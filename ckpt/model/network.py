@@ -93,7 +93,8 @@ class Link:
     (IFLA_INFO_SLAVE_DATA), each value as text; ``port_number`` keeps the order of a bridge's ports.
     ``limits`` are GSO and GRO limits that were changed; ``token`` is the IPv6 interface identifier for autoconf.
     ``features`` are the offloads that are not as on an untouched link of the kind, by ethtool's names; ``channels``
-    are the numbers of queues in use (``rx``, ``tx``, ``combined``) of a link that has more.
+    are the numbers of queues in use (``rx``, ``tx``, ``combined``) of a link that has more; ``coalescing`` is how many
+    packets or microseconds it waits (``rx_frames``, ``rx_usecs``, ``tx_frames``, ``tx_usecs``), where it does.
     """
 
     ifname: str
@@ -118,6 +119,7 @@ class Link:
     token: str = ""
     features: Mapping[str, bool] = field(default_factory=dict)
     channels: Mapping[str, int] = field(default_factory=dict)
+    coalescing: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def up(self) -> bool:

@@ -1,0 +1,216 @@
+"""What ethtool changes of a link: offload features, numbers of queues in use, and coalescing.
+
+A feature says nothing by itself: what is on by default depends on the kind of link and on the kernel. So a link is held
+against an untouched one of its kind, made for that once in a namespace that is thrown away, and only what differs is
+read; of a kind that cannot be made so, everything that can be changed. Making it so sets what differs from what is
+there, so reading too much does no harm.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from ckpt.errors import NetworkError
+from ckpt.kernel import netlink, netns, rtnl_links, tun
+from ckpt.kernel.netlink import Attributes, KernelRefusal, Netlink, attribute, nested, number, pairs, parse, string, u32
+from ckpt.model.network import Link
+
+_GENERIC = 16
+_CONTROL = 0x10
+_GET_FAMILY, _FAMILY_ID, _FAMILY_NAME = 3, 1, 2
+_HEADER = struct.Struct("=BBH")
+
+_STRSET_GET, _FEATURES_GET, _FEATURES_SET = 1, 11, 12
+_CHANNELS_GET, _CHANNELS_SET, _COALESCE_GET, _COALESCE_SET = 17, 18, 19, 20
+_SS_FEATURES = 4
+_COMPACT = 1
+
+_DEVICE, _DEVICE_INDEX, _DEVICE_FLAGS = 1, 1, 3
+_HW, _WANTED = 2, 3
+_BITS, _BITSET_VALUE, _BIT, _BIT_NAME, _BIT_VALUE = 3, 4, 1, 2, 3
+_MOST_CHANNELS = {"rx": 2, "tx": 3, "combined": 5}
+_CHANNELS = {"rx": 6, "tx": 7, "combined": 9}
+_COALESCE = {"rx_usecs": 2, "rx_frames": 3, "tx_usecs": 6, "tx_frames": 7}
+
+Features = Mapping[str, bool]
+
+
+class Ethtool:
+    """One connection to ethtool's netlink family in ``netns``."""
+
+    def __init__(self, space: int) -> None:
+        self._connection = Netlink(_GENERIC, netns=space)
+        self._family = 0
+        request = _HEADER.pack(_GET_FAMILY, 1, 0) + attribute(_FAMILY_NAME, string("ethtool"))
+        try:
+            for _, body in self._connection.request(_CONTROL, request):
+                self._family = number(parse(body, _HEADER.size).get(_FAMILY_ID, b""))
+        except KernelRefusal:
+            pass  # a kernel without it, in which nothing can have been changed by it
+
+    def __enter__(self) -> Ethtool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def features(self) -> dict[int, dict[str, bool]]:
+        """By the index of a link, the features that can be changed and whether they are wanted."""
+        names = self._names()
+        found = {}
+        for index, attributes in self._dump(_FEATURES_GET):
+            changeable, wanted = _bits(attributes[_HW]), _bits(attributes[_WANTED])
+            found[index] = {names[one]: one in wanted for one in sorted(changeable) if one in names}
+        return found
+
+    def channels(self) -> dict[int, dict[str, int]]:
+        """By the index of a link, the numbers of queues in use, of those that have more than one."""
+        found = {}
+        for index, attributes in self._dump(_CHANNELS_GET):
+            most = {name: number(attributes.get(one, b"")) for name, one in _MOST_CHANNELS.items()}
+            counts = {name: number(attributes.get(one, b"")) for name, one in _CHANNELS.items()}
+            found[index] = {name: counts[name] for name in counts if most[name] > 1}
+        return found
+
+    def coalescing(self) -> dict[int, dict[str, int]]:
+        """By the index of a link, what is waited for before an interrupt, where that is not nothing."""
+        found = {}
+        for index, attributes in self._dump(_COALESCE_GET):
+            values = {name: number(attributes.get(one, b"")) for name, one in _COALESCE.items()}
+            found[index] = {name: value for name, value in values.items() if value}
+        return found
+
+    def set_features(self, index: int, features: Features) -> None:
+        """Raises KernelRefusal."""
+        bits = (
+            nested(_BIT, attribute(_BIT_NAME, string(name)), attribute(_BIT_VALUE, b"") if value else b"")
+            for name, value in features.items()
+        )
+        self._request(_FEATURES_SET, index, nested(_WANTED, nested(_BITS, *bits)))
+
+    def set_channels(self, index: int, counts: Mapping[str, int]) -> None:
+        """Raises KernelRefusal."""
+        self._request(_CHANNELS_SET, index, *(attribute(_CHANNELS[name], u32(count)) for name, count in counts.items()))
+
+    def set_coalescing(self, index: int, values: Mapping[str, int]) -> None:
+        """Raises KernelRefusal."""
+        self._request(_COALESCE_SET, index, *(attribute(_COALESCE[name], u32(one)) for name, one in values.items()))
+
+    def _request(self, command: int, index: int, *attributes: bytes) -> None:
+        device = nested(_DEVICE, attribute(_DEVICE_INDEX, u32(index)))
+        self._connection.request(self._family, _HEADER.pack(command, 1, 0) + device + b"".join(attributes))
+
+    def _dump(self, command: int) -> list[tuple[int, Attributes]]:
+        if not self._family:
+            return []
+        device = nested(_DEVICE, attribute(_DEVICE_FLAGS, u32(_COMPACT)))
+        try:
+            messages = self._connection.dump(self._family, _HEADER.pack(command, 1, 0) + device)
+        except KernelRefusal as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+                return []
+            raise
+        parsed = [parse(body, _HEADER.size) for _, body in messages]
+        return [(number(parse(one[_DEVICE])[_DEVICE_INDEX]), one) for one in parsed]
+
+    def _names(self) -> dict[int, str]:
+        """The kernel's features by their bits."""
+        if not self._family:
+            return {}
+        sets = nested(2, nested(1, attribute(1, u32(_SS_FEATURES))))
+        request = _HEADER.pack(_STRSET_GET, 1, 0) + nested(_DEVICE) + sets
+        found: dict[int, str] = {}
+        for _, body in self._connection.request(self._family, request):
+            for _, one in pairs(parse(body, _HEADER.size).get(2, b"")):
+                for _, listed in pairs(parse(one).get(3, b"")):
+                    entry = parse(listed)
+                    found[number(entry[1])] = netlink.text(entry[2])
+        return found
+
+
+def _bits(bitset: bytes) -> set[int]:
+    value = number(parse(bitset).get(_BITSET_VALUE, b""))
+    return {bit for bit in range(value.bit_length()) if value >> bit & 1}
+
+
+def with_settings(space: int, links: Iterable[Link]) -> tuple[Link, ...]:
+    """``links`` of ``space`` with what ethtool has changed of them."""
+    with Ethtool(space) as connection:
+        features, channels, coalescing = connection.features(), connection.channels(), connection.coalescing()
+    found = []
+    for link in links:
+        usual = _untouched(link.kind, link.options.get("type", "1"))
+        now = features.get(link.ifindex, {})
+        found.append(
+            replace(
+                link,
+                features={name: value for name, value in now.items() if usual.get(name) != value},
+                channels=channels.get(link.ifindex, {}),
+                coalescing=coalescing.get(link.ifindex, {}),
+            )
+        )
+    return tuple(found)
+
+
+_LOWER = "lower"
+
+
+@functools.cache
+def _untouched(kind: str, tun_type: str) -> Features:
+    """The features of a new link of ``kind``; none when it cannot be made here."""
+    space = netns.create()
+    try:
+        with Netlink(netns=space) as connection:
+            wanted = Link(ifname="untouched", kind=kind, options={"type": tun_type} if kind == "tun" else {})
+            if kind == "loopback":
+                wanted = replace(wanted, ifname="lo")
+            elif kind == "tun":
+                tun.make(space, wanted)
+            else:
+                rtnl_links.make(connection, Link(ifname=_LOWER, kind="veth"))
+                lower = rtnl_links.read_one(connection, ifname=_LOWER)
+                stands = kind not in ("veth", "bridge", "dummy", "ifb")
+                rtnl_links.make(connection, wanted, lower=lower.index if stands and lower else 0)
+            made = rtnl_links.read_one(connection, ifname=wanted.ifname)
+        with Ethtool(space) as features:
+            return features.features().get(made.index, {}) if made else {}
+    except (OSError, KeyError):
+        return {}
+    finally:
+        os.close(space)
+
+
+def adjust(space: int, links: Iterable[Link], indices: Mapping[str, int]) -> None:
+    """Make the ``links`` of ``space`` as recorded. Raises NetworkError that names the link."""
+    asked = [link for link in links if link.features or link.channels or link.coalescing]
+    if not asked:
+        return
+    with Ethtool(space) as connection:
+        features, channels, coalescing = connection.features(), connection.channels(), connection.coalescing()
+        for link in asked:
+            index = indices[link.ifname]
+            try:
+                if wanted := _differing(link.features, features.get(index, {})):
+                    connection.set_features(index, wanted)
+                if counts := _differing(link.channels, channels.get(index, {})):
+                    connection.set_channels(index, counts)
+                if values := _differing(link.coalescing, coalescing.get(index, {})):
+                    connection.set_coalescing(index, values)
+            except KernelRefusal as error:
+                raise NetworkError(
+                    f"cannot set up the link {link.ifname}", code="link-refused", details=f"ethtool: {error.strerror}"
+                ) from error
+
+
+_Value = TypeVar("_Value", bool, int)
+
+
+def _differing(wanted: Mapping[str, _Value], now: Mapping[str, _Value]) -> dict[str, _Value]:
+    """What is not so now. What the kernel does not have is off, or nothing, as it may be."""
+    return {name: value for name, value in wanted.items() if now.get(name, type(value)()) != value}
