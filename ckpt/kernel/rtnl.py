@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from ckpt.errors import NetworkError
 from ckpt.kernel import (
     beyond,
+    bpf_attached,
     conntrack,
     ethtool,
     expectations,
@@ -112,7 +113,7 @@ def _read(netns: int) -> Network:
         expectations=expected,
         filtering=filters,
         ipsec=ipsec,
-        unread=tuple(dict.fromkeys((*unread, *beyond.read_beyond(netns, addresses)))),
+        unread=tuple(dict.fromkeys((*unread, *beyond.read_beyond(netns, addresses), *bpf_attached.read(netns, links)))),
         complete=True,
     )
 

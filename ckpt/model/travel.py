@@ -25,6 +25,7 @@ _BLOCKING = {
     "tc-kind": "replace the queueing discipline, and set it again after the restore",
     "tc-unreadable": "take them away, and set them again after the restore",
     "tc-filter": "take the filter or action away, and set it again after the restore",
+    "bpf-attached": "detach it, and attach it again after the restore",
     "link-xdp": "take it off (ip link set dev LINK xdp off), and attach it again after the restore",
     "ipvs": "install ipvsadm, or remove the services",
     "ipset-unread": "install ipset, or destroy the sets",
