@@ -347,6 +347,7 @@ class _Dump:
         self._operation.note(lock_tables=list(self._lock.names), netns_pid=self._root, nested_netns_pids=nested)
         _log.info("network locked: %s", ", ".join(self._lock.names))
         self._cleanup.callback(self._reconnect)
+        self._operation.note(disconnected=[[one.pid, one.fd, one.path] for one in self._notes.datagrams])
         datagrams.disconnect(self._notes.datagrams)
 
     def _reconnect(self) -> None:
