@@ -88,7 +88,8 @@ def read_vlans(connection: Netlink, names: Mapping[int, str], unread: list[Unrea
                 options={name: values[name] for name, _, new in _OPTIONS.values() if values.get(name, new) != new},
             )
         )
-    return tuple(found)
+    # The kernel shows links here in the order of its hash of their indices, which depends on its version.
+    return tuple(sorted(found, key=lambda one: (one.ifname, one.vid)))
 
 
 def read_vlan_options(connection: Netlink, names: Mapping[int, str], unread: list[Unread]) -> tuple[VlanOptions, ...]:
