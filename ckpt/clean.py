@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,8 @@ from pathlib import Path
 from ckpt import held, registry, stop
 from ckpt.errors import CkptError, NetworkError, NotFoundError
 from ckpt.image import Reader
-from ckpt.kernel import ending, lock, mntns, netns, outside, proc, remains, takedown
+from ckpt.kernel import datagrams, ending, lock, mntns, netns, outside, proc, remains, takedown
+from ckpt.model.checkpoint import ConnectedDatagram
 from ckpt.registry import OperationEntry
 
 CRIU_SECONDS = 15.0
@@ -144,6 +145,9 @@ class _Search:
             if takedown.in_repair(processes):
                 subject = f"of PID {pid}, in repair mode"
                 yield _Found("connections", subject, what, partial(takedown.leave_repair, processes))
+            for one in _disconnected(work, {process.pid for process in processes}):
+                subject = f"of PID {one.pid} to {one.path}"
+                yield _Found("connection", subject, f"dissolved: {what}", partial(datagrams.reconnect, [one]))
             if remains.is_covered(pid):
                 yield _Found("mount", f"/proc of PID {pid}", what, partial(mntns.uncover, pid))
 
@@ -188,13 +192,14 @@ class _Search:
         """Locks in the host's namespace: kept while an image waits that needs them."""
         waiting = set()
         for one in held.held():
-            subject = f"{', '.join(one.names)} (host)"
             waiting |= set(one.names)
-            if _is_image(Path(one.image), one.image_id):
+            subject = f"{', '.join(one.names)} (host)"
+            why = self._needless(one)
+            if why is not None:
+                yield _Found("lock", subject, why, partial(held.release, one.image_id))
+            else:
                 reason = f"keeps the peers of {one.image} waiting until it is restored"
                 yield _Found("lock", subject, reason, None, stays=True)
-            else:
-                yield _Found("lock", subject, f"its image {one.image} is gone", partial(held.release, one.image_id))
         for name in () if self._living else self._locks:
             image = self._awaited_image(name)
             if image is not None and name not in waiting:
@@ -203,6 +208,18 @@ class _Search:
                 yield _Found("lock", f"{name} (host)", reason, hold, stays=True)
             elif name not in waiting:
                 yield _Found("lock", f"{name} (host)", "no ckpt works here", partial(_unlock, os.getpid(), name))
+
+    def _needless(self, one: held.HeldLock) -> str | None:
+        """Why nobody needs a lock that was to wait for an image; None when somebody does."""
+        for work in self._dead:
+            if set(one.names) & set(work.texts("lock_tables")) and _living_task(work) is not None:
+                return f"the group runs on: {_what(work)}"
+            entry = registry.find(work.group)
+            if one.image_id in work.texts("image_id") and entry is not None and entry.alive:
+                return f"the group is restored: {_what(work)}"
+        if any(one.image_id in work.texts("image_id") for work in self._living):
+            return None
+        return None if _is_image(Path(one.image), one.image_id) else f"its image {one.image} is gone"
 
     def _awaited_image(self, name: str) -> Path | None:
         """The image that a dump had finished when its ckpt died, before it could note that the lock is to stay."""
@@ -255,6 +272,13 @@ def _living_task(work: OperationEntry) -> int | None:
     """The root task of the group that was to be dumped, if it runs."""
     pid, started = work.number("task"), work.number("task_start_time")
     return pid if pid is not None and started is not None and registry.alive(pid, started) else None
+
+
+def _disconnected(work: OperationEntry, pids: Collection[int]) -> Iterator[ConnectedDatagram]:
+    """The datagram sockets of ``pids`` that a dump has disconnected for the time of its work."""
+    for pid, fd, path in work.notes.get("disconnected", ()):
+        if pid in pids:
+            yield ConnectedDatagram(pid=pid, ns_pid=0, fd=fd, path=path)
 
 
 def _locks_of(root: int, why: str) -> Iterator[_Found]:

@@ -72,7 +72,7 @@ DUMP = (
 LEAVE_RUNNING = (
     Step(f"return {_DUMP}._read_frozen", criu=True),
     *_stage(_DUMP, "network-unlock"),
-    Step("return ckpt.kernel.criu:Swrk._send", 7, criu=True),
+    Step("return ckpt.kernel.criu:Swrk._send", 7),
     Step(f"return {_DUMP}._run_criu"),
     Step("return ckpt.image.writer:Writer.section", 3),
     Step("return ckpt.image.publish>link"),
@@ -132,3 +132,27 @@ def faults() -> Iterator[Fault]:
             for step in steps:
                 if (step.criu or victim == "ckpt") and (WIDE or not step.wide):
                     yield Fault(work=work, point=step.point, passage=step.passage, fault=victim, arguments=arguments)
+
+
+# Those that matter most for a group of any kind.
+_COMMON_DUMP = (
+    Step(f"return {_DUMP}._read_frozen", criu=True),
+    Step("return ckpt.kernel.lock:NetworkLock.close", 2),
+    Step(f"return {_DUMP}._commit", criu=True),
+    Step(f"return {_DUMP}._run_criu"),
+)
+_COMMON_RESTORE = (
+    Step("return ckpt.rebuild:rebuild"),
+    Step(f"return {_RESTORE}._verify", criu=True),
+    Step(f"return {_RESTORE}._notify[post-restore]"),
+    Step(f"call {_RESTORE}._release", criu=True),
+    Step("return ckpt.kernel.lock:NetworkLock.release"),
+)
+
+
+def common_faults() -> Iterator[Fault]:
+    """What is tried with groups of other kinds."""
+    for work, steps in (("dump", _COMMON_DUMP), ("restore", _COMMON_RESTORE)):
+        for step in steps:
+            for victim in ("ckpt", "criu") if step.criu else ("ckpt",):
+                yield Fault(work=work, point=step.point, passage=step.passage, fault=victim)
