@@ -18,6 +18,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -333,6 +334,7 @@ class _Dump:
                 self._commit()
             except BaseException:
                 self._path.unlink(missing_ok=True)
+                held.release(self._summary.id)
                 raise
         elif stage == criu.Stage.NETWORK_UNLOCK:
             # Only where the group goes on; its sockets are about to leave repair mode, and its peers have waited.
@@ -365,10 +367,16 @@ class _Dump:
         if not self._isolated:
             held.hold(self._lock.names, self._path, self._summary.id)
         _log.info("%s is written; the group goes", self._path)
+        self._swrk.require_alive()
+        # ---- point of no return: the image has its name, and the group goes ----
+        self._committed = True
         # No FIN and no RST, not even into the lock, and no socket that lingers.
         takedown.enter_repair(self._repaired)
-        self._committed = True
-        # ---- point of no return: the image has its name, and CRIU kills the group when this returns ----
+        # CRIU would do it next. But were it killed before, the group would run on for a moment, and what it did then
+        # would be in no image.
+        for process in self._checkpoint.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
 
     def _read_frozen(self) -> Checkpoint:
         """The group as it stands still; what was read before the freeze may have changed since."""

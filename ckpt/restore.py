@@ -142,6 +142,7 @@ class _Restore:
         began = time.monotonic()
         # The undo comes first: what it removes must be gone when the namespaces are let go.
         with contextlib.ExitStack() as passing, self._undo:
+            self._operation.note(image_id=self._reader.header.id)
             images = self._extract(progress)
             passing.callback(shutil.rmtree, images, ignore_errors=True)
             self._amend(images)
