@@ -333,8 +333,9 @@ class _Dump:
             try:
                 self._commit()
             except BaseException:
-                self._path.unlink(missing_ok=True)
-                held.release(self._summary.id)
+                if not self._committed:
+                    self._path.unlink(missing_ok=True)
+                    held.release(self._summary.id)
                 raise
         elif stage == criu.Stage.NETWORK_UNLOCK:
             # Only where the group goes on; its sockets are about to leave repair mode, and its peers have waited.
