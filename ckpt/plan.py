@@ -37,7 +37,7 @@ from ckpt.model.network import (
 from ckpt.model.traffic import NO_TRAFFIC, Traffic
 from ckpt.model.travel import why_not
 
-QUIET_NAMES: Mapping[str, str] = {"accept_dad": "0", "addr_gen_mode": "1", "accept_ra": "0"}
+QUIET_NAMES: Mapping[str, str] = {"accept_dad": "0", "addr_gen_mode": "1", "accept_ra": "0", "use_tempaddr": "0"}
 """IPv6 settings while addresses are set: no duplicate address detection, no address of the kernel's own making."""
 
 _QUIET = {
@@ -194,6 +194,13 @@ class SettleSysctls:
     mtus: Mapping[str, int]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetTokens:
+    """These links have these interface identifiers."""
+
+    tokens: Mapping[str, str]
+
+
 Step = (
     WriteSysctls
     | MakeLink
@@ -215,6 +222,7 @@ Step = (
     | CreateConntrack
     | SetIpsec
     | SettleSysctls
+    | SetTokens
 )
 
 
@@ -265,6 +273,10 @@ def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
         final = {**observed.sysctls, **final}
     mtus = {link.ifname: link.mtu for link in links if link.mtu}
     steps.append(SettleSysctls(sysctls=_of(final, names), mtus=mtus))
+    # A token is taken only where router advertisements are, which the links' own sysctls say.
+    tokens = {link.ifname: link.token for link in links if link.token}
+    if tokens:
+        steps.append(SetTokens(tokens=tokens))
     return tuple(steps)
 
 

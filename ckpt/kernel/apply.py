@@ -138,6 +138,8 @@ class _Applier:
                     xfrm.apply_ipsec(self._netns, step.ipsec, self._indices)
                 case plan.SettleSysctls():
                     self._settle_sysctls(step)
+                case plan.SetTokens():
+                    self._set_tokens(step)
 
     # ---- links ----------------------------------------------------------------------------------------------------
 
@@ -253,8 +255,6 @@ class _Applier:
     def _bring_up(self, link: Link) -> None:
         with _naming("link-refused", f"link {link.ifname}", "bring up"):
             rtnl_links.set_up(self._inside, self._indices[link.ifname])
-            if link.token:
-                rtnl_links.set_token(self._inside, self._indices[link.ifname], link.token)
 
     # ---- what links carry -----------------------------------------------------------------------------------------
 
@@ -431,6 +431,11 @@ class _Applier:
                 raise
 
     # ---- sysctls --------------------------------------------------------------------------------------------------
+
+    def _set_tokens(self, step: plan.SetTokens) -> None:
+        for ifname, token in step.tokens.items():
+            with _naming("link-refused", f"token of {ifname}", "set"):
+                rtnl_links.set_token(self._inside, self._indices[ifname], token)
 
     def _settle_sysctls(self, step: plan.SettleSysctls) -> None:
         now = sysctl.read(self._netns)

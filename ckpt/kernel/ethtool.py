@@ -14,7 +14,7 @@ import os
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ckpt.errors import NetworkError
 from ckpt.kernel import netlink, netns, rtnl_links, tun
@@ -39,6 +39,16 @@ _CHANNELS = {"rx": 6, "tx": 7, "combined": 9}
 _COALESCE = {"rx_usecs": 2, "rx_frames": 3, "tx_usecs": 6, "tx_frames": 7}
 
 Features = Mapping[str, bool]
+
+
+class Channels(NamedTuple):
+    """The queues of a link: how many of each sort are in use, and how many there are to receive."""
+
+    used: Mapping[str, int]
+    receiving: int
+
+
+_NONE = Channels({}, 0)
 
 
 class Ethtool:
@@ -69,13 +79,13 @@ class Ethtool:
             found[index] = {names[one]: one in wanted for one in sorted(changeable) if one in names}
         return found
 
-    def channels(self) -> dict[int, dict[str, int]]:
-        """By the index of a link, the numbers of queues in use, of those that have more than one."""
+    def channels(self) -> dict[int, Channels]:
+        """By the index of a link, the numbers of queues in use, of those that have more than one; and how many."""
         found = {}
         for index, attributes in self._dump(_CHANNELS_GET):
             most = {name: number(attributes.get(one, b"")) for name, one in _MOST_CHANNELS.items()}
             counts = {name: number(attributes.get(one, b"")) for name, one in _CHANNELS.items()}
-            found[index] = {name: counts[name] for name in counts if most[name] > 1}
+            found[index] = Channels({name: counts[name] for name in counts if most[name] > 1}, most["rx"])
         return found
 
     def coalescing(self) -> dict[int, dict[str, int]]:
@@ -151,7 +161,9 @@ def with_settings(space: int, links: Iterable[Link]) -> tuple[Link, ...]:
             replace(
                 link,
                 features={name: value for name, value in now.items() if usual.get(name) != value},
-                channels=channels.get(link.ifindex, {}),
+                channels=channels.get(link.ifindex, _NONE).used,
+                # A kernel without receive steering (CONFIG_RPS) tells of these queues only here.
+                rx_queues=link.rx_queues or channels.get(link.ifindex, _NONE).receiving,
                 coalescing=coalescing.get(link.ifindex, {}),
             )
         )
@@ -198,7 +210,7 @@ def adjust(space: int, links: Iterable[Link], indices: Mapping[str, int]) -> Non
             try:
                 if wanted := _differing(link.features, features.get(index, {})):
                     connection.set_features(index, wanted)
-                if counts := _differing(link.channels, channels.get(index, {})):
+                if counts := _differing(link.channels, channels.get(index, _NONE).used):
                     connection.set_channels(index, counts)
                 if values := _differing(link.coalescing, coalescing.get(index, {})):
                     connection.set_coalescing(index, values)

@@ -70,7 +70,7 @@ def read_network(netns: int) -> Network:
 def _is_learning(kind: int, body: bytes) -> bool:
     """Whether an event is about something that was learnt, not set: such things come and go, and are not read."""
     if kind in (rtnl_routes.RTM_NEWNEIGH, rtnl_routes.RTM_DELNEIGH):
-        return rtnl_bridge.is_learnt(body) if body[0] == rtnl_bridge.AF_BRIDGE else not rtnl_routes.is_permanent(body)
+        return rtnl_bridge.is_learnt(body) if body[0] == rtnl_bridge.AF_BRIDGE else not rtnl_routes.is_set(body)
     return kind in (rtnl_mdb.RTM_NEWMDB, rtnl_mdb.RTM_DELMDB) and rtnl_mdb.is_learnt(body)
 
 
@@ -85,7 +85,8 @@ def _read(netns: int) -> Network:
         addresses = read_addresses(connection, names)
         routes = read_routes(connection, names, unread)
         rules = read_rules(connection, unread)
-        neighbours = read_neighbours(connection, names)
+        silent = frozenset(link.ifindex for link in links if "noarp" in link.flags or link.kind == "loopback")
+        neighbours = read_neighbours(connection, names, silent)
         nexthops = rtnl_nexthops.read(connection, names, unread)
         label_routes = rtnl_labels.read(connection, names, unread)
         bridging = rtnl_bridge.read(connection, names, unread)
@@ -198,15 +199,15 @@ def read_rules(connection: Netlink, unread: list[Unread]) -> tuple[Rule, ...]:
     return tuple(found)
 
 
-def read_neighbours(connection: Netlink, names: Mapping[int, str]) -> tuple[Neighbour, ...]:
-    """The neighbours that somebody set for good, and the proxies."""
+def read_neighbours(connection: Netlink, names: Mapping[int, str], silent: frozenset[int]) -> tuple[Neighbour, ...]:
+    """The neighbours that somebody set, and the proxies; ``silent`` are the links that ask for none."""
     found: list[Neighbour] = []
     for family in (4, 6):
         for flags in (0, rtnl_routes.NTF_PROXY):
             request = rtnl_routes.NEIGHBOUR.pack(rtnl_routes.INET[family], 0, 0, flags, 0)
             for kind, body in connection.dump(rtnl_routes.RTM_GETNEIGH, request):
                 if kind == rtnl_routes.RTM_NEWNEIGH:
-                    neighbour = rtnl_routes.decode_neighbour(body, names)
+                    neighbour = rtnl_routes.decode_neighbour(body, names, silent)
                     if neighbour is not None:
                         found.append(neighbour)
     return tuple(found)

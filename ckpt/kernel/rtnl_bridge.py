@@ -112,6 +112,8 @@ def _encode(entry: ForwardingEntry, indices: Mapping[str, int]) -> bytes:
     owner = _NTF_MASTER if entry.owner == "master" else _NTF_SELF
     flags = owner | sum(_FLAGS[name] for name in entry.flags)
     state = next(bit for bit, name in _STATES.items() if name == entry.state)
+    if state == _NOARP:
+        state |= _REACHABLE  # tunnels take it only so
     parts = [attribute(_LLADDR, netlink.mac_bytes(entry.mac))]
     if entry.destination:
         parts.append(attribute(_DST, netlink.ip_bytes(entry.destination)))

@@ -112,7 +112,8 @@ _RULE_RANGES = {20: ("uid_range", "=II"), 23: ("sport_range", "=HH"), 24: ("dpor
 
 _NDA_DST, _NDA_LLADDR, _NDA_PROTOCOL, _NDA_FLAGS_EXT = 1, 2, 12, 15
 NTF_PROXY = 0x08
-NUD_PERMANENT = 0x80
+NUD_PERMANENT, _NUD_NOARP, _NUD_REACHABLE = 0x80, 0x40, 0x02
+_NEIGHBOUR_STATES = {NUD_PERMANENT: "permanent", _NUD_NOARP: "noarp", _NUD_REACHABLE: "reachable"}
 _NEIGHBOUR_FLAGS = {"use": 0x01, "extern_learn": 0x10, "router": 0x80}
 _NEIGHBOUR_FLAGS_EXT = {"managed": 0x1}
 
@@ -427,30 +428,48 @@ def encode_rule(rule: Rule) -> bytes:
     return header + b"".join(parts)
 
 
-def decode_neighbour(body: bytes, names: Mapping[int, str]) -> Neighbour | None:
-    """One RTM_NEWNEIGH; None for an entry that was learnt, or that the kernel made by itself."""
-    if not is_permanent(body):
+def decode_neighbour(body: bytes, names: Mapping[int, str], silent: frozenset[int]) -> Neighbour | None:
+    """One RTM_NEWNEIGH; None for an entry that was learnt, or that the kernel made by itself.
+
+    ``silent`` are the links on which nobody asks for addresses, and where every neighbour is ``noarp``.
+    """
+    if not is_set(body):
         return None
-    _, index, _, flags, _ = NEIGHBOUR.unpack_from(body)
+    _, index, state, flags, _ = NEIGHBOUR.unpack_from(body)
     proxy = bool(flags & NTF_PROXY)
     found = parse(body, NEIGHBOUR.size)
-    extended = number(found.get(_NDA_FLAGS_EXT, b""))
+    address, mac = found[_NDA_DST], found.get(_NDA_LLADDR, b"")
     set_flags = {name for name, bit in _NEIGHBOUR_FLAGS.items() if flags & bit}
-    set_flags |= {name for name, bit in _NEIGHBOUR_FLAGS_EXT.items() if extended & bit}
+    set_flags |= {name for name, bit in _NEIGHBOUR_FLAGS_EXT.items() if number(found.get(_NDA_FLAGS_EXT, b"")) & bit}
+    by_nature = index in silent or mac[:1] == b"\xff" or _is_multicast(address) or not names.get(index)
+    if state & _NUD_NOARP and by_nature and not set_flags - {"router"}:
+        return None
+    # Whether one that is kept alive, or that another tells of, is fresh or stale at the moment is not kept.
+    kept = next((name for bit, name in _NEIGHBOUR_STATES.items() if state & bit), "reachable")
+    managed = "managed" in set_flags
     return Neighbour(
         ifname=names.get(index, ""),
-        address=ip_text(found[_NDA_DST]),
-        mac=netlink.mac_text(found.get(_NDA_LLADDR, b"")) if not proxy else "",
+        address=ip_text(address),
+        mac="" if proxy or managed else netlink.mac_text(mac),
         proxy=proxy,
         flags=tuple(sorted(set_flags)),
         protocol=number(found.get(_NDA_PROTOCOL, b"")),
+        state="permanent" if proxy else "" if managed else kept,
     )
 
 
-def is_permanent(body: bytes) -> bool:
-    """Whether one RTM_NEWNEIGH or RTM_DELNEIGH is about an entry that was set for good."""
+def _is_multicast(address: bytes) -> bool:
+    return address[0] == 0xFF if len(address) == 16 else address[0] >> 4 == 0xE
+
+
+def is_set(body: bytes) -> bool:
+    """Whether one RTM_NEWNEIGH or RTM_DELNEIGH may be about an entry that somebody set."""
     _, _, state, flags, _ = NEIGHBOUR.unpack_from(body)
-    return bool(state & NUD_PERMANENT or flags & NTF_PROXY)
+    if state & NUD_PERMANENT or flags & (NTF_PROXY | _NEIGHBOUR_FLAGS["extern_learn"]):
+        return True
+    found = parse(body, NEIGHBOUR.size)
+    noarp = bool(state & _NUD_NOARP) and not _is_multicast(found.get(_NDA_DST, b"\xff"))
+    return noarp or bool(number(found.get(_NDA_FLAGS_EXT, b"")) & _NEIGHBOUR_FLAGS_EXT["managed"])
 
 
 def encode_neighbour(neighbour: Neighbour, indices: Mapping[str, int]) -> bytes:
@@ -458,7 +477,8 @@ def encode_neighbour(neighbour: Neighbour, indices: Mapping[str, int]) -> bytes:
     address = ip_bytes(neighbour.address)
     flags = sum(_NEIGHBOUR_FLAGS.get(name, 0) for name in neighbour.flags) | (NTF_PROXY if neighbour.proxy else 0)
     extended = sum(_NEIGHBOUR_FLAGS_EXT.get(name, 0) for name in neighbour.flags)
-    state = 0 if neighbour.proxy else NUD_PERMANENT
+    numbers = {name: bit for bit, name in _NEIGHBOUR_STATES.items()}
+    state = 0 if neighbour.proxy else numbers.get(neighbour.state, 0)
     family = INET[4 if len(address) == 4 else 6]
     parts = [attribute(_NDA_DST, address)]
     if neighbour.mac:

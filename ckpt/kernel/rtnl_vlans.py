@@ -105,7 +105,7 @@ def read_vlan_options(connection: Netlink, names: Mapping[int, str], unread: lis
         options = {name: str(number(attributes[one])) for one, (name, _) in _GLOBALS.items() if one in attributes}
         last = number(attributes.get(_GLOBAL_RANGE, b""))
         found.append(VlanOptions(ifname=names[index], vid=vid, last=last, options=options))
-    return tuple(found)
+    return tuple(sorted(found, key=lambda one: (one.ifname, one.vid)))
 
 
 def _note(unread: list[Unread], ifname: str, vid: int, strange: Iterable[int]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
-from ckpt.kernel import rtnl
+from ckpt.kernel import netns, rtnl, rtnl_bridge
+from ckpt.kernel.netlink import Netlink
 from ckpt.model.travel import cannot_travel
 from tests.net.oracle import assert_copy_equal, copied, need, shown_by
-from tests.net.spaces import settle, shell
+from tests.net.spaces import fresh, settle, shell
 
 PORTS = """ip link add br1 {} type bridge mcast_snooping 1 {}; ip link add va type veth peer name vb
     ip link add vc type veth peer name vd; ip link set va master br1; ip link set vc master br1
@@ -25,7 +28,7 @@ BRIDGES = {
         bridge fdb add 02:00:00:00:00:69 dev vc master extern_learn
         bridge fdb add 02:00:00:00:00:6a dev br1 self permanent
         bridge fdb add 02:00:00:00:00:6b dev vd self permanent""",
-    "forwarding-less": "bridge fdb del $(cat /sys/class/net/va/address) dev va master",
+    "forwarding-less": "bridge fdb del $(ip -br link show va | awk '{print $3}') dev va master",
     "groups": """bridge mdb add dev br1 port va grp 239.1.1.1 permanent
         bridge mdb add dev br1 port vc grp ff05::5 permanent
         bridge mdb add dev br1 port va grp 239.1.1.3 src 10.0.0.9 permanent
@@ -96,3 +99,31 @@ def test_group_of_the_link_layer_is_joined_again(group: int) -> None:
     shell("ip maddr add 01:02:03:04:05:06 dev eth0", group)
     network = assert_copy_equal(group, ("ip -j maddr show dev eth0",))
     assert [(one.ifname, one.mac) for one in network.link_multicast] == [("eth0", "01:02:03:04:05:06")]
+
+
+TUNNEL = """ip link set lo up; ip link add vx0 type vxlan id 5 dstport 4789 local 127.0.0.1; ip link set vx0 up
+    ip link add vx1 type vxlan external dstport 4790; ip link set vx1 up"""
+PLACES = """bridge fdb append 00:00:00:00:00:00 dev vx0 dst 10.0.0.2
+    bridge fdb append 00:00:00:00:00:00 dev vx0 dst 10.0.0.3 port 4444 vni 77 via lo
+    bridge fdb add 02:00:00:00:00:55 dev vx0 dst 10.0.0.4 self static
+    bridge fdb add 02:00:00:00:00:56 dev vx0 dst 10.0.0.5 self permanent router
+    bridge fdb add 02:00:00:00:00:57 dev vx0 dst 10.0.0.6 self extern_learn
+    bridge fdb add 02:00:00:00:00:58 dev vx1 dst 10.0.0.6 src_vni 9 vni 10 self static
+    ip nexthop add id 1 via 10.0.0.7 fdb; ip nexthop add id 2 group 1 fdb
+    bridge fdb add 02:00:00:00:00:59 dev vx0 nhid 2 self static"""
+
+
+def test_places_that_a_tunnel_knows_are_set_again() -> None:
+    need(f"{TUNNEL}\n{PLACES}", "tunnels with forwarding entries")
+    with fresh() as space, fresh() as copy, Netlink(netns=space) as here, Netlink(netns=copy) as there:
+        shell(f"{TUNNEL}\n{PLACES}", space)
+        shell(f"{TUNNEL}; ip nexthop add id 1 via 10.0.0.7 fdb; ip nexthop add id 2 group 1 fdb", copy)
+        with netns.entered(space):
+            indices = {name: index for index, name in socket.if_nameindex()}
+        names = {index: name for name, index in indices.items()}
+        wanted = rtnl_bridge.read(here, names, [])
+        for _, request in rtnl_bridge.making(there, wanted, indices, only=True):
+            request()
+        assert rtnl_bridge.read(there, names, []) == wanted
+        assert len(wanted.forwarding) == 7
+        assert shown_by(copy, ("bridge -j fdb",)) == shown_by(space, ("bridge -j fdb",))
