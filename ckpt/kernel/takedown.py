@@ -10,6 +10,7 @@ to work.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,9 @@ Place = tuple[int, int]
 # include/uapi/linux/tcp.h
 _TCP_REPAIR = 19
 _TCP_REPAIR_OFF_NO_WP = -1
+
+_SPARE_DESCRIPTORS = 64
+"""What has to be left for the rest of a dump."""
 
 
 def remove_links(netns: int) -> tuple[str, ...]:
@@ -116,6 +120,54 @@ def enter_repair(places: Sequence[Place]) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
 
 
+class Rescue:
+    """Takes connections out of repair mode in the moment in which CRIU dies, before the group has used them.
+
+    The tasks go on as soon as CRIU is gone, so whatever takes time is done beforehand: the sockets are held open, as
+    far as the limit of descriptors allows. That wins the race nearly always, and never with certainty.
+    """
+
+    def __init__(self) -> None:
+        self._sockets: list[socket.socket] = []
+
+    def prepare(self, processes: Sequence[Process]) -> None:
+        """Open the connections of ``processes``, which stand still."""
+        for process in processes:
+            for file in process.files:
+                if file.kind is FileKind.SOCKET and not self._open(process.pid, file.fd):
+                    return
+
+    def __call__(self) -> None:
+        """CRIU is dead."""
+        for connection in self._sockets:
+            with contextlib.suppress(OSError):
+                connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _TCP_REPAIR_OFF_NO_WP)
+
+    def close(self) -> None:
+        """The danger is over: a duplicate must not be what keeps a socket of the group open. Again is nothing."""
+        while self._sockets:
+            self._sockets.pop().close()
+
+    def _open(self, pid: int, fd: int) -> bool:
+        """Hold one more; False when there are no more descriptors to be had."""
+        try:
+            with _duplicated(pid, fd) as duplicate:
+                if _is_tcp(duplicate):
+                    self._sockets.append(duplicate.dup())
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                return True
+            for connection in self._sockets[-_SPARE_DESCRIPTORS:]:
+                connection.close()
+            del self._sockets[-_SPARE_DESCRIPTORS:]
+            return False
+        return True
+
+
+def _is_tcp(connection: socket.socket) -> bool:
+    return connection.family in (socket.AF_INET, socket.AF_INET6) and connection.proto == socket.IPPROTO_TCP
+
+
 def _in_repair(connection: socket.socket) -> bool:
     return connection.getsockopt(socket.IPPROTO_TCP, _TCP_REPAIR) == 1
 
@@ -128,7 +180,7 @@ def _connections(processes: Sequence[Process]) -> Iterator[tuple[Place, socket.s
                 continue
             # The process may end, or close it, meanwhile.
             with contextlib.suppress(OSError), _duplicated(process.pid, file.fd) as duplicate:
-                if duplicate.family in (socket.AF_INET, socket.AF_INET6) and duplicate.proto == socket.IPPROTO_TCP:
+                if _is_tcp(duplicate):
                     yield (process.pid, file.fd), duplicate
 
 
