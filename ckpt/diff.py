@@ -139,6 +139,28 @@ _KNOWN_BY: Mapping[str, Callable[[Any], tuple[str, ...]]] = {
     "NamedObject": lambda one: (one.kind, one.name),
     "XfrmState": lambda state: (state.source, f"to {state.destination}", f"spi {state.spi:#x}", f"{state.protocol}"),
     "XfrmPolicy": lambda policy: (f"index {policy.index}",),
+    "Filter": lambda one: (
+        f"dev {one.ifname} {one.parent}" if one.ifname else f"block {one.block}",
+        f"chain {one.chain}" if one.chain else "",
+        f"priority {one.priority}",
+        f"{one.kind} {one.handle:x}",
+    ),
+    "Chain": lambda one: (f"dev {one.ifname} {one.parent}" if one.ifname else f"block {one.block}", str(one.number)),
+    "Qdisc": lambda one: (f"dev {one.ifname}", one.handle),
+    "TrafficClass": lambda one: (f"dev {one.ifname}", one.handle),
+    "ForwardingEntry": lambda one: (
+        one.mac,
+        f"dev {one.ifname}",
+        one.owner,
+        f"vlan {one.vlan}" if one.vlan else "",
+        f"dst {one.destination}" if one.destination else "",
+    ),
+    "MulticastEntry": lambda one: (
+        f"group {one.group}",
+        f"source {one.source}" if one.source else "",
+        f"dev {one.ifname}",
+        f"vlan {one.vlan}" if one.vlan else "",
+    ),
     "NestedNetwork": lambda nested: (nested.key,),
     "Unread": lambda unread: (unread.code, unread.subject),
 }

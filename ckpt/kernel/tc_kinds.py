@@ -114,7 +114,7 @@ def _tbf_bytes(options: bytes) -> bytes:
         overhead, rate = fields[first + 2], number(found[wide]) if wide in found else fields[first + 5]
         if not rate or fields[first + 1] != _ETHERNET:
             continue
-        size = ((((ticks + 1) << 6) - 1) * rate) // _NANOSECONDS - overhead
+        size = -(-((ticks + 1) << 6) * rate // _NANOSECONDS) - 1 - overhead
         if 0 < size < 1 << 32:
             result += attribute(kind, u32(size))
     return result
