@@ -191,6 +191,8 @@ class _Dump:
         self._isolated = facts.isolation is Isolation.NETNS
         self._hold = cleanup.enter_context(SignalHold())
         self._committed = False
+        self._rescue = takedown.Rescue()
+        cleanup.callback(self._rescue.close)
         self._frozen_at = 0.0
         self._thawed_at = 0.0
 
@@ -284,7 +286,7 @@ class _Dump:
                     stack.enter_context(mntns.hosts_proc(self._root))
             places = {"images_dir_fd": images, "work_dir_fd": stack.enter_context(criu.images_directory(self._work))}
             request = criu.dump_request(self._program, {**places, **self._criu_options()})
-            self._swrk = stack.enter_context(criu.Swrk(self._program, launch))
+            self._swrk = stack.enter_context(criu.Swrk(self._program, launch, died=self._rescue))
             self._swrk.request(request, self._notify)
 
     def _criu_options(self) -> dict[str, object]:
@@ -319,11 +321,13 @@ class _Dump:
         elif stage == criu.Stage.QUERY_EXT_FILES:
             # The tasks stand still now, and CRIU has not looked at their sockets yet (cr_dump_tasks, criu/cr-dump.c).
             self._silence()
+            self._rescue.prepare(proc.read_tree(self._root))
         elif stage == criu.Stage.POST_DUMP:
             self._turn.end()
             # CRIU has what it wants of the connections. Should it be killed from here on, the group runs on at once,
             # and what it does to a socket in repair mode fails.
             self._repaired = takedown.leave_repair(proc.read_tree(self._root))
+            self._rescue.close()
             self._checkpoint = self._read_frozen()
             self._lock.require_intact()
             if self._options.leave_running:

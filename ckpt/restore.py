@@ -313,8 +313,8 @@ class _Restore:
             command=group.command,
             restored_from=str(self._image),
         )
-        registry.add(entry)
         self._undo.callback(registry.remove, self._name, pid=self._root)
+        registry.add(entry)
 
     # -- after ---------------------------------------------------------------------------------------------------
 

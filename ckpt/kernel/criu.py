@@ -158,7 +158,9 @@ class Launch:
 class Swrk:
     """A running `criu swrk`, good for one request. A context manager: at its end no CRIU of ours is left."""
 
-    def __init__(self, criu: Criu, launch: Launch | None = None) -> None:
+    def __init__(self, criu: Criu, launch: Launch | None = None, *, died: Callable[[], object] = lambda: None) -> None:
+        """``died`` is called at once when CRIU dies with a request under way: what it froze runs on already."""
+        self._died_first = died
         self._criu = criu
         self._launch = launch or Launch()
         self._stack = contextlib.ExitStack()
@@ -270,6 +272,7 @@ class Swrk:
         return {descriptor for descriptor, _ in poll.poll(timeout)}
 
     def _died(self) -> CriuError:
+        self._died_first()
         try:
             status = self._process.wait(WRAPPER_SECONDS)
         except subprocess.TimeoutExpired:
