@@ -153,7 +153,8 @@ class Rescue:
         try:
             with _duplicated(pid, fd) as duplicate:
                 if _is_tcp(duplicate):
-                    self._sockets.append(duplicate.dup())
+                    # Not duplicate.dup(): that makes it block, and with it the group's, whose socket it is.
+                    self._sockets.append(socket.socket(fileno=duplicate.detach()))
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 return True
