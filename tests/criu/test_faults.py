@@ -18,16 +18,9 @@ from tests.criu.fault_world import World, made_world
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """With a stream server."""
-    with made_world(tmp_path_factory.mktemp("faults"), fault_groups.streaming) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def other_world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """With the group that the parameter makes."""
-    with made_world(tmp_path_factory.mktemp("faults"), request.param) as made:
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """With the group that the parameter makes, a stream server if there is none; one world at a time."""
+    with made_world(tmp_path_factory.mktemp("faults"), getattr(request, "param", fault_groups.streaming)) as made:
         yield made
 
 
@@ -38,14 +31,14 @@ def test_fault_group_runs_or_its_image_restores_it(world: World, fault: Fault) -
 
 @pytest.mark.parametrize("fault", list(common_faults()), ids=str)
 @pytest.mark.parametrize(
-    "other_world",
+    "world",
     [fault_groups.redis, fault_groups.host, fault_groups.named],
     ids=lambda make: make.__name__,
     indirect=True,
     scope="module",
 )
-def test_fault_other_groups_run_or_their_image_restores_them(other_world: World, fault: Fault) -> None:
-    try_fault(other_world, fault)
+def test_fault_other_groups_run_or_their_image_restores_them(world: World, fault: Fault) -> None:
+    try_fault(world, fault)
 
 
 def try_fault(world: World, fault: Fault) -> None:
