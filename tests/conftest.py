@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     They strike at moments that the kernel's scheduler moves about, on machines that others load as well.
     """
     for item in items:
-        if _NEEDS_LAB.intersection(Path(item.path).relative_to(Path(__file__).parent).parts):
+        if _NEEDS_LAB.intersection(item.path.relative_to(item.config.rootpath).parts):
             item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=1))
 
 
