@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ckpt.kernel import netlink, rtnl_kinds
+from ckpt.kernel import netlink, rtnl_bridge_options, rtnl_codecs, rtnl_kinds
 from ckpt.kernel.netlink import Attributes, KernelRefusal, Netlink, attribute, nested, number, parse, string, text, u32
 from ckpt.model.network import Counterpart, Link, Place, Unread
 
@@ -223,7 +223,7 @@ class LinkReader:
         port_options: dict[str, str] = {}
         port_number = 0
         if (data := raw.info.get(_INFO_DATA)) is not None and raw.kind in rtnl_kinds.OPTIONS:
-            options, unknown = rtnl_kinds.decode(rtnl_kinds.OPTIONS[raw.kind], data)
+            options, unknown = rtnl_codecs.decode(rtnl_kinds.OPTIONS[raw.kind], data)
             options = {**rtnl_kinds.ABSENT.get(raw.kind, {}), **options}
             self._note_attributes(raw, raw.kind, unknown)
         slave_kind = text(raw.info.get(_INFO_SLAVE_KIND, b""))
@@ -231,9 +231,9 @@ class LinkReader:
             self._note(raw, "link-master-kind", f"is a port of a {slave_kind}")
         elif slave_kind:
             data = raw.info.get(_INFO_SLAVE_DATA, b"")
-            port_options, unknown = rtnl_kinds.decode(rtnl_kinds.PORT_OPTIONS[slave_kind], data)
+            port_options, unknown = rtnl_codecs.decode(rtnl_kinds.PORT_OPTIONS[slave_kind], data)
             self._note_attributes(raw, f"{slave_kind} port", unknown)
-            port_number = number(parse(data).get(rtnl_kinds.BRIDGE_PORT_NUMBER, b""))
+            port_number = number(parse(data).get(rtnl_bridge_options.PORT_NUMBER, b""))
         return options, port_options, port_number
 
     def _counterpart(self, raw: RawLink) -> Counterpart | None:
@@ -291,7 +291,7 @@ def make(
         attributes.append(attribute(_IFLA_NET_NS_FD, u32(netns)))
     # A bridge takes its options later, only those that differ: a kernel may lack what some of them speak of.
     options = {} if link.kind == "bridge" else link.options
-    data = [rtnl_kinds.encode(rtnl_kinds.OPTIONS[link.kind], options)]
+    data = [rtnl_codecs.encode(rtnl_kinds.OPTIONS[link.kind], options)]
     if peer is not None:
         place = b"" if peer_netns is None else attribute(_IFLA_NET_NS_FD, u32(peer_netns))
         data.append(nested(_VETH_INFO_PEER, _header(peer.ifindex), _creation(peer) + place))
@@ -367,11 +367,11 @@ def _changed_info(now: Link, wanted: Link) -> list[bytes]:
     options = {name: value for name, value in _wanted_options(wanted).items() if now.options.get(name) != value}
     # What a veth, macvlan or vlan is cannot be changed, and tun knows no change by netlink.
     if options and wanted.kind != "tun":
-        data = rtnl_kinds.encode(rtnl_kinds.OPTIONS[wanted.kind], options)
+        data = rtnl_codecs.encode(rtnl_kinds.OPTIONS[wanted.kind], options)
         info += [attribute(_INFO_KIND, wanted.kind.encode()), nested(_INFO_DATA, data)]
     options = {name: value for name, value in wanted.port_options.items() if now.port_options.get(name) != value}
     if options:
-        data = rtnl_kinds.encode(rtnl_kinds.PORT_OPTIONS["bridge"], options)
+        data = rtnl_codecs.encode(rtnl_kinds.PORT_OPTIONS["bridge"], options)
         info += [attribute(_INFO_SLAVE_KIND, b"bridge"), nested(_INFO_SLAVE_DATA, data)]
     return [nested(_IFLA_LINKINFO, *info)] if info else []
 
