@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"lab: {_why_no_lab or 'own network and mount namespace'}"
+    return f"lab: {_why_no_lab or 'own network, mount and PID namespaces'}"
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,11 @@
 """The lab: where the test session runs, and how it is seen that nothing of it stays behind.
 
-Tests run as root, so the session leaves the host's world before the first test: the pytest process itself moves into a
-network namespace of its own (with nothing but ``lo``, up, as CRIU needs it) and a mount namespace of its own with an
-empty ``/run``. Whatever a test calls "the host" (the caller's own namespace of bridges and veth ends, ``/run/ckpt``,
-``/run/netns``) is the lab. It is entered from within, not by a wrapping command, so that ``pytest tests/net`` is as
-safe as ``scripts/test``, and it vanishes with the last process in it, whatever way the session ends.
-
-PIDs and cgroups are the host's. Every process of the session carries a random word in its environment or is in the
-lab's mount namespace; by that its processes are known, and those that outlive the tests are reported and killed.
+Tests run as root, so the session leaves the host's world before the first test: pytest moves into namespaces of its
+own, for the network (with nothing but ``lo``, up, as CRIU needs it), for mounts (with an empty ``/run``) and for PIDs.
+Whatever a test calls "the host" (the caller's own namespace of bridges and veth ends, ``/run/ckpt``, ``/run/netns``,
+all the processes of ``/proc``) is the lab. It is entered from within, not by a wrapping command, so that ``pytest
+tests/net`` is as safe as ``scripts/test``, and it vanishes with its first process, whatever way the session ends.
+Two sessions on one host see nothing of each other; only cgroups and the file system are the host's.
 
 ``sysfs`` shows the namespace it was mounted in: never look for links in ``/sys/class/net`` here, ask netlink.
 """
@@ -15,31 +13,62 @@ lab's mount namespace; by that its processes are known, and those that outlive t
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import subprocess
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 from ckpt.kernel import syscalls
 
-MARK = "CKPT_LAB"
+OUTSIDE: dict[str, Path] = {}
+"""The host's own namespaces, by kind: what the lab is not."""
 
 
 def enter() -> str | None:
     """Move this process into a fresh lab; the reason why not, where that cannot be. Once, before there are threads."""
     if os.geteuid() != 0:
         return "needs root"
+    OUTSIDE.update({kind: Path(f"/proc/self/ns/{kind}").readlink() for kind in ("net", "mnt", "pid")})
     try:
-        syscalls.unshare(syscalls.CLONE_NEWNET | syscalls.CLONE_NEWNS)
+        syscalls.unshare(syscalls.CLONE_NEWNET | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID)
     except OSError as error:
         return f"cannot make namespaces ({error.strerror}): needs CAP_SYS_ADMIN"
+    _go_on_below_an_init()
     # Private first: nothing that is mounted from here on may reach the host.
     syscalls.mount("none", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
+    syscalls.mount("proc", "/proc", kind="proc", flags=syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
     syscalls.mount("tmpfs", "/run", kind="tmpfs", flags=syscalls.MS_NOSUID | syscalls.MS_NODEV, data="mode=755")
     Path("/run/lock").mkdir(mode=0o1777)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    os.environ[MARK] = secrets.token_hex(8)
     return None
+
+
+def _go_on_below_an_init() -> None:
+    """Return in a grandchild: between it and this process is the first of the PID namespace, which reaps orphans.
+
+    This process only waits for the end, and so ends the lab when it is killed: its child dies with it.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    init = os.fork()
+    if init:
+        _leave_with(init)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    session = os.fork()
+    if session:
+        _leave_with(session)
+
+
+def _leave_with(child: int) -> NoReturn:
+    """Wait for ``child``, reaping whatever else ends, and end as it did."""
+    # ^C is for the session, which then ends by itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        pid, status = os.wait()
+        if pid == child:
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)
 
 
 def traces() -> set[str]:
@@ -48,20 +77,16 @@ def traces() -> set[str]:
 
 
 def strays() -> dict[int, str]:
-    """Processes of the session other than this one: PID → command line."""
-    here = Path("/proc/self/ns/mnt").readlink()
-    mark = f"{MARK}={os.environ.get(MARK, '')}".encode()
+    """Processes of the lab other than this one and the lab's first: PID → command line."""
     found = {}
     for directory in Path("/proc").glob("[1-9]*"):
         pid = int(directory.name)
         try:
-            ours = (directory / "ns/mnt").readlink() == here or mark in (directory / "environ").read_bytes().split(
-                b"\0"
-            )
+            (directory / "environ").read_bytes()
             command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:
             continue  # gone meanwhile, or a zombie: its parent's to reap
-        if ours and pid != os.getpid():
+        if pid not in (1, os.getpid()):
             found[pid] = command or "?"
     return found
 

@@ -94,8 +94,8 @@ def _state(process: Process) -> Iterator[Finding]:
 
 
 def _session(process: Process) -> Iterator[Finding]:
-    inner = len(process.ns_pids) > 1
-    if inner and 0 in (process.ns_sids[-1:] + process.ns_pgids[-1:]):
+    # 0 is what a process is told of a leader whom its PID namespace does not have.
+    if 0 in (process.ns_sids[-1:] + process.ns_pgids[-1:]):
         # "A session leader of N(1) is outside of its pid namespace" (criu/cr-dump.c)
         yield block(
             "session-outside",

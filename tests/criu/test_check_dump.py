@@ -176,9 +176,17 @@ def test_check_dump_lets_pass_what_criu_dumps(program: str, tmp_path: Path) -> N
 
 
 def test_check_dump_session_of_another_warns(tmp_path: Path) -> None:
-    with running("", tmp_path, session=False) as pid:
+    with running("", tmp_path, unshare=("--fork", "unshare", "--net")) as leader:
+        (pid,) = (process.pid for process in read_group(leader).processes if process.pid != leader)
         assert [one.code for one in findings(pid, Severity.WARN)] == ["session-shared"]
         assert blocked(pid) == set()
+
+
+def test_check_dump_session_with_its_leader_outside_blocks(tmp_path: Path) -> None:
+    with running("", tmp_path, session=False) as pid:
+        assert os.getsid(0) == 0, "the lab's session is from outside"
+        assert blocked(pid) == {"session-outside"}
+        assert not criu_dumps(pid, tmp_path)
 
 
 def test_check_dump_session_outside_of_the_pid_namespace_blocks(tmp_path: Path) -> None:
@@ -287,12 +295,6 @@ def test_check_dump_namespace_shared_with_others_names_them(tmp_path: Path) -> N
 def test_check_dump_of_an_ancestor_of_itself_blocks() -> None:
     assert blocked(os.getpid()) == {"process-self"}
     assert blocked(os.getppid()) == {"process-self"}
-
-
-def test_check_dump_of_a_kernel_thread_blocks() -> None:
-    threads = [pid for pid in (2, 3) if Path(f"/proc/{pid}/stat").exists() and not os.path.exists(f"/proc/{pid}/exe")]
-    require(bool(threads), "a PID namespace in which kernel threads are seen")
-    assert blocked(threads[0]) == {"process-kernel-thread"}
 
 
 def test_read_group_of_no_process_is_not_found() -> None:

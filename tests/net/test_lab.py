@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -22,10 +21,9 @@ def link(unique: Callable[[str], str]) -> Iterator[str]:
     subprocess.run(["ip", "link", "delete", name], check=True)
 
 
-def test_lab_is_not_the_host() -> None:
-    for kind in ("net", "mnt"):
-        # The parent is the shell or the script that started the session, which stayed outside.
-        assert Path(f"/proc/self/ns/{kind}").readlink() != Path(f"/proc/{os.getppid()}/ns/{kind}").readlink()
+@pytest.mark.parametrize("kind", ["net", "mnt", "pid"])
+def test_lab_is_not_the_host(kind: str) -> None:
+    assert Path(f"/proc/self/ns/{kind}").readlink() != lab.OUTSIDE[kind]
 
 
 def test_lab_has_lo_up() -> None:

@@ -76,6 +76,7 @@ BLOCKS = [
     ("process-traced", group(process(tracer=5))),
     ("process-state", group(stuck=(Holder(pid=71, name="cp"),))),
     ("session-outside", group(process(**INNER, ns_sids=(60, 0)))),
+    ("session-outside", group(process(sid=0, ns_sids=(0,), pgid=0, ns_pgids=(0,)))),
     ("session-outside", group(process(ns_pids=(71, 1), ns_sids=(71, 1), ns_pgids=(60, 0)))),
     ("namespace-nested", nested("ipc")),
     ("namespace-nested", nested("pid")),

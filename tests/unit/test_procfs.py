@@ -13,7 +13,7 @@ import pytest
 from ckpt.kernel import elf
 from ckpt.kernel.files import FileReader, parse_lock, split_deleted
 from ckpt.kernel.multicast import Membership, parse_igmp, parse_igmp6
-from ckpt.kernel.procfs import parse_stat, read_process
+from ckpt.kernel.procfs import PF_KTHREAD, parse_stat, read_process
 from ckpt.model.process import FileKind, FileLock, MountPlace
 from tests.conftest import require
 
@@ -24,6 +24,12 @@ def test_parse_stat_takes_any_name(name: str) -> None:
     found = parse_stat(f"71 ({name}) {fields}\n")
     assert (found.pid, found.name, found.state, found.ppid, found.pgid, found.sid) == (71, name, "S", 1, 70, 60)
     assert (found.tty, found.flags, found.start_time) == (34820, 4194560, 12345)
+
+
+def test_parse_stat_tells_a_kernel_thread() -> None:
+    line = "2 (kthreadd) S 0 0 0 0 -1 {flags} 0 0 0 0 0 0 0 0 20 0 1 0 2 0 0 18446744073709551615\n"
+    assert parse_stat(line.format(flags=2129984)).flags & PF_KTHREAD
+    assert not parse_stat(line.format(flags=4194560)).flags & PF_KTHREAD
 
 
 def test_parse_lock_of_posix_and_of_one_that_waits() -> None:
