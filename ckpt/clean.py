@@ -92,22 +92,29 @@ class _Search:
     The kernel is asked before the journal: what a living ckpt has made by then, it has written down before.
     """
 
-    def __init__(self, crius: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, crius: Mapping[str, remains.Crius]) -> None:
         self._links = {link.ifname for link in outside.links()}
         with _netns_of(os.getpid()) as own:
             self._locks = lock.find(own)
         operations = registry.operations()
-        self._crius = [(work, crius[work.id]) for work in operations if crius.get(work.id)]
-        self._dead = [work for work in operations if crius.get(work.id) == ()]
+        self._crius = [(work, crius[work.id]) for work in operations if work.id in crius and crius[work.id].pids]
+        settled = {work.id for work in operations if work.id in crius and not crius[work.id].pids}
+        # Of a restore nothing is lost when what hangs is ended; the tasks of a dump hang on their CRIU.
+        settled |= {work.id for work, found in self._crius if found.stuck and work.kind == "restore"}
+        self._dead = [work for work in operations if work.id in settled]
         # A ckpt that died just now counts as living: its CRIU was not waited for.
-        self._living = [work for work in operations if crius.get(work.id) != ()]
+        self._living = [work for work in operations if work.id not in settled]
         self._entries = registry.entries()
 
     def found(self) -> Iterator[_Found]:
         """Everything that was left."""
-        for work, pids in self._crius:
+        for work, crius in self._crius:
+            if work in self._dead:
+                for pid in crius.pids:
+                    yield _half_restored(pid, _what(work))
+                continue
             reason = f"still undoes the {_what(work)}; clean again when it has ended"
-            yield _Found("CRIU", f"PID {', '.join(map(str, pids))}", reason, None, stays=True)
+            yield _Found("CRIU", f"PID {', '.join(map(str, crius.pids))}", reason, None, stays=True)
         for work in self._dead:
             yield from self._operation(work)
         yield from self._locks_of_groups()
@@ -121,6 +128,7 @@ class _Search:
     def _operation(self, work: OperationEntry) -> Iterator[_Found]:
         what = _what(work)
         yield from self._task(work, what)
+        yield from self._unresumed(work, what)
         for pin in map(Path, work.texts("netns_pins")):
             yield from self._namespace(work, pin, what)
         for directory in _directories(work):
@@ -151,17 +159,23 @@ class _Search:
             if remains.is_covered(pid):
                 yield _Found("mount", f"/proc of PID {pid}", what, partial(mntns.uncover, pid))
 
+    def _unresumed(self, work: OperationEntry, what: str) -> Iterator[_Found]:
+        """The group that was all but restored: without its CRIU, which is gone as well, it stands still for ever."""
+        for entry in self._entries:
+            if entry.alive and entry.pid in _unresumed(work):
+                yield _half_restored(entry.pid, what)
+                yield _Found("group", entry.name, f"half restored: {what}", partial(stop.clear, entry))
+
     def _namespace(self, work: OperationEntry, pin: Path, what: str) -> Iterator[_Found]:
         """The namespace that a dead ckpt has kept alive: unless a group lives in it, it goes as it would have gone."""
         inode = remains.netns_of_pin(pin)
         pids = remains.pids_in(inode) if inode is not None else ()
-        roots = {entry.pid for entry in self._entries if entry.alive}
+        roots = {entry.pid for entry in self._entries if entry.alive} - set(_unresumed(work))
         roots |= {pid for work in (*self._dead, *self._living) if (pid := _living_task(work)) is not None}
         dead = inode is not None and not {pid for root in roots for pid in proc.tree_pids(root)} & set(pids)
         if dead:
             for pid in pids if work.kind == "restore" else ():
-                end = partial(ending.end_tree, pid, timeout=0)
-                yield _Found("process", f"PID {pid}", f"half restored: {what}", end)
+                yield _half_restored(pid, what)
             for name in work.texts("netns_names"):
                 if remains.netns_of_pin(takedown.NETNS_NAMES / name) == inode:
                     yield _Found("namespace", name, what, partial(takedown.unpin, [name]))
@@ -183,7 +197,7 @@ class _Search:
     def _locks_of_groups(self) -> Iterator[_Found]:
         """Locks in the namespaces of groups that nobody works on."""
         busy = {work.group for work in self._living}
-        done = {work.number("task") for work in self._dead}
+        done = {work.number("task") for work in self._dead} | {pid for work in self._dead for pid in _unresumed(work)}
         for entry in self._entries:
             if entry.alive and entry.name not in busy and entry.pid not in done:
                 yield from _locks_of(entry.pid, f"no ckpt works on {entry.name}")
@@ -259,6 +273,10 @@ def _files() -> Iterator[_Found]:
                 yield _Found("log", str(path), "CRIU's, of a failure more than a day ago", partial(path.unlink, True))
 
 
+def _half_restored(pid: int, what: str) -> _Found:
+    return _Found("process", f"PID {pid}", f"half restored: {what}", partial(ending.end_tree, pid, timeout=0))
+
+
 def _what(work: OperationEntry) -> str:
     return f"{work.kind} of {work.group}, whose ckpt (PID {work.pid}) is gone"
 
@@ -272,6 +290,13 @@ def _living_task(work: OperationEntry) -> int | None:
     """The root task of the group that was to be dumped, if it runs."""
     pid, started = work.number("task"), work.number("task_start_time")
     return pid if pid is not None and started is not None and registry.alive(pid, started) else None
+
+
+def _unresumed(work: OperationEntry) -> Iterator[int]:
+    """The root task of the group that a restore had complete, but not yet told to go on."""
+    pid, started = work.number("restored"), work.number("restored_start_time")
+    if pid is not None and started is not None and not work.notes.get("resumes") and registry.alive(pid, started):
+        yield pid
 
 
 def _disconnected(work: OperationEntry, pids: Collection[int]) -> Iterator[ConnectedDatagram]:

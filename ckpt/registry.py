@@ -73,8 +73,9 @@ class OperationEntry:
     """Work that a ckpt has, or had, under way: ``pid`` and ``start_time`` are that ckpt's own.
 
     ``notes`` name what it may leave behind. The keys in use are ``directories``, ``links``, ``lock_tables`` (tuples
-    of str), ``bridge`` (str), ``netns_pid`` (a task inside the namespace that holds the lock tables) and ``task``
-    with ``task_start_time`` (the root of a group that is being started or restored).
+    of str), ``bridge`` (str), ``netns_pins`` (files that namespaces are bound to), ``task`` with ``task_start_time``
+    (the root of a group that is being dumped), ``restored`` with ``restored_start_time`` (that of one being restored,
+    as soon as it is complete), and ``resumes`` (bool: it needs nobody any more).
     """
 
     id: str

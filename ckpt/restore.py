@@ -249,6 +249,8 @@ class _Restore:
             self._verify()
             self._write_down()
         elif stage == criu.Stage.PRE_RESUME:
+            # From here on the tasks need neither CRIU nor us: whoever finds them later leaves them to themselves.
+            self._operation.note(resumes=True)
             swrk.require_alive()
             self._release()
 
@@ -313,6 +315,7 @@ class _Restore:
             command=group.command,
             restored_from=str(self._image),
         )
+        self._operation.note(restored=entry.pid, restored_start_time=entry.start_time)
         self._undo.callback(registry.remove, self._name, pid=self._root)
         registry.add(entry)
 

@@ -13,10 +13,14 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt.kernel import syscalls
 from ckpt.kernel.procfs import read_stat, read_text
+
+STUCK_SECONDS = 2.0
+"""A CRIU whose ckpt is gone is never idle for that long: who would answer it, or wake it?"""
 
 _POLL_SECONDS = 0.02
 
@@ -33,22 +37,46 @@ def crius_in(directories: Sequence[Path]) -> tuple[int, ...]:
     return tuple(pid for pid in _pids() if _holds(pid, wanted) and _is_criu(pid))
 
 
-def wait_for_crius(directories: Sequence[Path], timeout: float) -> tuple[int, ...]:
+@dataclass(frozen=True, slots=True)
+class Crius:
+    """The CRIUs that still are there; ``stuck`` says that none of them will ever do anything any more.
+
+    What a CRIU that was killed had forked waits for it for ever.
+    """
+
+    pids: tuple[int, ...] = ()
+    stuck: bool = False
+
+
+def wait_for_crius(directories: Sequence[Path], timeout: float) -> Crius:
     """Wait until no CRIU works in ``directories`` any more; those that still do after ``timeout`` seconds.
 
     One that somebody has stopped is told to go on: while it stands still, so does the group.
     """
     deadline = time.monotonic() + timeout
-    while crius := crius_in(directories):
-        for pid in crius:
+    last: tuple[str, ...] = ()
+    last_time = time.monotonic()
+    while pids := crius_in(directories):
+        now = time.monotonic()
+        if now > deadline:
+            return Crius(pids)
+        for pid in pids:
             found = read_stat(pid)
             if found is not None and found.state == "T":
                 with contextlib.suppress(ProcessLookupError), _pidfd(pid) as pidfd:
                     syscalls.pidfd_send_signal(pidfd, signal.SIGCONT)
-        if time.monotonic() > deadline:
-            return crius
+        work = tuple(_work_of(pid) for pid in pids)
+        if work != last:
+            last, last_time = work, now
+        elif now > last_time + STUCK_SECONDS:
+            return Crius(pids, stuck=True)
         time.sleep(_POLL_SECONDS)
-    return ()
+    return Crius()
+
+
+def _work_of(pid: int) -> str:
+    """How much ``pid`` has done so far: it differs as soon as it was awake for a moment."""
+    return f"{pid}: {[line for line in read_text(f'/proc/{pid}/status').splitlines() if 'ctxt_switches' in line]}"
 
 
 def pids_in(inode: int) -> tuple[int, ...]:

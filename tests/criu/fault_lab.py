@@ -142,7 +142,7 @@ def left_behind(images: Path) -> list[str]:
     found += [f"file {path}" for path in state.rglob("*") if path.is_file() and _is_transient(path, state)]
     found += [f"file {path}" for path in Path("/tmp").glob(".criu*")]
     found += [f"lock {name} in namespace {inode}" for inode, name in locks()]
-    known = {pid for entry in registry.entries() for pid in _tree(entry.pid)}
+    known = {pid for entry in registry.entries() for pid in tree(entry.pid)}
     found += [f"process {pid}: {command}" for pid, command in lab.strays().items() if pid not in known]
     for entry in registry.entries():
         found += [f"PID {pid} of {entry.name} {what}" for pid, what in wrong_tasks(entry.pid)]
@@ -163,7 +163,7 @@ def nothing(left: Iterable[object]) -> None:
 def locks() -> list[tuple[int, str]]:
     """The lock tables of every network namespace that the session's processes are in."""
     found = {}
-    for pid in (os.getpid(), *lab.strays(), *(pid for entry in registry.entries() for pid in _tree(entry.pid))):
+    for pid in (os.getpid(), *lab.strays(), *(pid for entry in registry.entries() for pid in tree(entry.pid))):
         with contextlib.suppress(OSError):
             found[os.stat(f"/proc/{pid}/ns/net").st_ino] = pid
     return [(inode, name) for inode, pid in found.items() for name in _locks_of(pid)]
@@ -179,7 +179,16 @@ def _locks_of(pid: int) -> list[str]:
     return [line for line in lines if "ckpt" in line]
 
 
-def _tree(pid: int) -> list[int]:
+def state(pid: int) -> str:
+    """The state letter of a process, X when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all below it."""
     return [pid, *ending.descendants(pid)] if Path(f"/proc/{pid}").exists() else []
 
 
@@ -225,6 +234,16 @@ def is_whole(image: Path) -> bool:
 # -- the invariant -------------------------------------------------------------------------------------------------
 
 
+def socket_flags(root: int) -> dict[tuple[int, int], int]:
+    """The status flags of every socket of a group, by PID (within) and descriptor: O_NONBLOCK above all."""
+    return {
+        (process.ns_pid, file.fd): file.flags
+        for process in read_tree(root)
+        for file in process.files
+        if file.kind is FileKind.SOCKET
+    }
+
+
 @dataclass(slots=True)
 class Survivor:
     """The group under test, its image, and how its client shows that the connection has not noticed anything.
@@ -236,6 +255,11 @@ class Survivor:
     progress: Callable[[], None]
     image: Path
     in_hosts_namespace: bool = False
+    flags: dict[tuple[int, int], int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """What holds now has to hold for ever."""
+        self.flags = socket_flags(self.group.pid)
 
     @property
     def name(self) -> str:
@@ -275,4 +299,5 @@ class Survivor:
             restore_group(self.image)
             nothing(left_behind(self.image.parent))
         self.progress()
+        assert socket_flags(registry.get(self.name).pid) == self.flags
         return done

@@ -6,7 +6,7 @@ The interpreter's profiler calls us at every call and return in the package unde
 tells, ``call MODULE:FUNCTION`` or ``return MODULE:FUNCTION``, for C functions with ``>`` for ``:`` and the module that
 calls them, and for a notification of CRIU with its stage: ``call ckpt.dump:_Dump._notify[post-dump]``. At the n-th
 passage of a step the fault strikes: ``ckpt`` is this process, ``criu`` the CRIU that it runs (below whatever wrapper),
-``nft`` what holds the network lock. What became of the work is printed as JSON.
+``both`` are both, ``nft`` what holds the network lock. What became of the work is printed as JSON.
 """
 
 from __future__ import annotations
@@ -119,13 +119,13 @@ def strike(fault: str, delay: float) -> None:
 
 def kill(victim: str, number: signal.Signals) -> None:
     """Send the signal, and see it arrive."""
-    if victim == "ckpt":
+    if victim != "ckpt":
+        pid = running_nft() if victim == "nft" else running_criu()
+        os.kill(pid, number)
+        while state(pid) not in ("ZX" if number is signal.SIGKILL else "ZXT"):
+            time.sleep(0.001)
+    if victim in ("ckpt", "both"):
         os.kill(os.getpid(), number)
-        return
-    pid = running_criu() if victim == "criu" else running_nft()
-    os.kill(pid, number)
-    while state(pid) not in ("ZX" if number is signal.SIGKILL else "ZXT"):
-        time.sleep(0.001)
 
 
 def state(pid: int) -> str:

@@ -122,13 +122,13 @@ RESTORE = (
 
 
 def faults() -> Iterator[Fault]:
-    """Every fault that is tried: ckpt killed at each step, and CRIU at each at which it works."""
+    """Every fault that is tried: ckpt killed at each step, and CRIU or both at each at which CRIU works."""
     for work, steps, arguments in (
         ("dump", DUMP, {}),
         ("dump", LEAVE_RUNNING, {"leave_running": True}),
         ("restore", RESTORE, {}),
     ):
-        for victim in ("ckpt", "criu"):
+        for victim in ("ckpt", "criu", "both"):
             for step in steps:
                 if (step.criu or victim == "ckpt") and (WIDE or not step.wide):
                     yield Fault(work=work, point=step.point, passage=step.passage, fault=victim, arguments=arguments)

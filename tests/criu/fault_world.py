@@ -30,8 +30,8 @@ class World:
         self._survivor: Survivor | None = None
 
     @contextmanager
-    def survivor(self) -> Iterator[Survivor]:
-        """The group, running, watched for betrayals; a failure ends it."""
+    def survivor(self, *, is_lost: bool = False) -> Iterator[Survivor]:
+        """The group, running, watched for betrayals; a failure ends it. One that ``is_lost`` is not asked for more."""
         try:
             if self._survivor is None:
                 self._survivor = self._make()
@@ -39,7 +39,9 @@ class World:
             with capturing() as capture:
                 yield survivor
                 survivor.image.unlink(missing_ok=True)
-            assert capture.betrayals(survivor.group.addresses.v4) == []
+            assert is_lost or capture.betrayals(survivor.group.addresses.v4) == []
+            if is_lost:
+                self.end()
         except BaseException:
             self.end()
             raise

@@ -48,7 +48,7 @@ def try_fault(world: World, fault: Fault) -> None:
             dump_group(survivor.name, survivor.image)
         outcome = fault_lab.run(survivor.plan(fault))
         assert outcome.struck, f"the fault never struck: {outcome}"
-        if fault.fault == "ckpt":
+        if fault.fault in ("ckpt", "both"):
             assert outcome.status == -signal.SIGKILL
         else:
             assert outcome.status == 0, outcome
