@@ -12,7 +12,7 @@ through a gateway), rules, neighbours; the ruleset and what it tracks; and last 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -36,6 +36,7 @@ from ckpt.model.network import (
 )
 from ckpt.model.traffic import NO_TRAFFIC, Traffic
 from ckpt.model.travel import why_not
+from ckpt.model.wireguard import Carrier, WireguardDevice
 
 QUIET_NAMES: Mapping[str, str] = {"accept_dad": "0", "addr_gen_mode": "1", "accept_ra": "0", "use_tempaddr": "0"}
 """IPv6 settings while addresses are set: no duplicate address detection, no address of the kernel's own making."""
@@ -55,10 +56,14 @@ class WriteSysctls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeLink:
-    """``link`` is there, down; ``peer`` is the other end of a veth that has both in what is made."""
+    """``link`` is there, down; ``peer`` is the other end of a veth that has both in what is made.
+
+    One that is made ``from_outside`` keeps a part of itself in the caller's namespace.
+    """
 
     link: Link
     peer: Link | None = None
+    from_outside: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +86,13 @@ class AdjustLinks:
     """All else that these links keep, but being up, is as recorded."""
 
     links: tuple[Link, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetWireguard:
+    """These interfaces have their keys and peers."""
+
+    devices: tuple[WireguardDevice, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +219,7 @@ Step = (
     | PlaceCounterpart
     | Enslave
     | AdjustLinks
+    | SetWireguard
     | BringUp
     | SetAddresses
     | SetTraffic
@@ -236,7 +249,8 @@ def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
     names = there | {link.ifname for link in links}
     steps: list[Step] = [WriteSysctls(values=_templates(wanted, observed))]
     ordered = order_links(links)
-    steps += _make_links([link for link in ordered if link.ifname not in there])
+    outside = {device.ifname for device in wanted.wireguard if device.carrier is Carrier.CALLER}
+    steps += _make_links([link for link in ordered if link.ifname not in there], outside)
     ports = sorted((link for link in links if link.master), key=lambda link: (link.master, link.port_number))
     # What a master is, its ports copy when they join it: it is adjusted before, and after, for what they change in it.
     masters = {link.master for link in ports}
@@ -244,6 +258,8 @@ def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
         steps.append(AdjustLinks(links=tuple(link for link in ordered if link.ifname in masters)))
     steps += [Enslave(ifname=link.ifname, master=link.master) for link in ports]
     steps.append(AdjustLinks(links=ordered))
+    if wanted.wireguard:
+        steps.append(SetWireguard(devices=wanted.wireguard))
     steps.append(WriteSysctls(values=_devices(wanted, names)))
     steps += [BringUp(link=link) for link in ordered if link.up]
     if wanted.traffic != NO_TRAFFIC:
@@ -280,7 +296,7 @@ def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def _make_links(links: Sequence[Link]) -> Iterable[Step]:
+def _make_links(links: Sequence[Link], outside: Container[str]) -> Iterable[Step]:
     made: set[str] = set()
     by_name = {link.ifname: link for link in links}
     for link in links:
@@ -293,7 +309,7 @@ def _make_links(links: Sequence[Link]) -> Iterable[Step]:
         peer = by_name.get(other.ifname) if link.kind == "veth" and other and other.place is Place.INSIDE else None
         if peer is not None:
             made.add(peer.ifname)
-        yield MakeLink(link=link, peer=peer)
+        yield MakeLink(link=link, peer=peer, from_outside=link.ifname in outside)
         if link.kind == "veth" and other is not None and other.place is Place.CALLER:
             yield PlaceCounterpart(link=link)
 

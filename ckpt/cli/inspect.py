@@ -163,6 +163,7 @@ def _network(network: Network) -> None:
         "conntrack expectations": len(network.expectations),
         "IPsec states": len(network.ipsec.states),
         "IPsec policies": len(network.ipsec.policies),
+        "WireGuard peers": sum(len(device.peers) for device in network.wireguard),
     }
     click.echo("also: " + ", ".join(f"{count} {what}" for what, count in others.items() if count))
     click.echo()

@@ -22,6 +22,7 @@ import click
 from ckpt.cli.options import Settings
 from ckpt.errors import CkptError
 from ckpt.model.finding import Finding
+from ckpt.model.secret import Secret
 
 _COMMAND_WIDTH = 60
 
@@ -35,12 +36,14 @@ def emit(value: object) -> None:
 
 
 def to_json(value: object) -> str:
-    """``value`` (records, mappings, sequences) as JSON text; bytes as hexadecimal digits."""
+    """``value`` (records, mappings, sequences) as JSON text; bytes as hexadecimal digits, of secrets only a digest."""
     return json.dumps(plain(value), indent=2)
 
 
 def plain(value: object) -> Any:
     """``value`` made of what JSON has."""
+    if isinstance(value, Secret):
+        return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -36,6 +36,7 @@ from ckpt.kernel import (
     rtnl_tc,
     sysctl,
     tun,
+    wireguard,
     xfrm,
 )
 from ckpt.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, KernelRefusal, Netlink
@@ -99,7 +100,7 @@ class _Applier:
                 case plan.WriteSysctls():
                     sysctl.write(self._netns, step.values)
                 case plan.MakeLink():
-                    self._make_link(step.link, step.peer)
+                    self._make_link(step)
                 case plan.PlaceCounterpart():
                     self._place_counterpart(step.link)
                 case plan.Enslave():
@@ -134,6 +135,8 @@ class _Applier:
                 case plan.CreateConntrack():
                     conntrack.create_entries(self._netns, step.entries)
                     expectations.create_expectations(self._netns, step.expectations)
+                case plan.SetWireguard():
+                    wireguard.apply(self._netns, step.devices, self._indices)
                 case plan.SetIpsec():
                     xfrm.apply_ipsec(self._netns, step.ipsec, self._indices)
                 case plan.SettleSysctls():
@@ -151,12 +154,15 @@ class _Applier:
     def _names(self) -> dict[int, str]:
         return {index: ifname for ifname, index in self._indices.items()}
 
-    def _make_link(self, link: Link, peer: Link | None) -> None:
+    def _make_link(self, step: plan.MakeLink) -> None:
+        link, peer = step.link, step.peer
         other = link.counterpart
         outside = f" with {other.ifname} outside" if other and other.place is Place.CALLER and other.ifname else ""
         with _naming("link-refused", f"link {link.ifname} of kind {link.kind}{outside}"):
             if link.kind == "tun":
                 tun.make(self._netns, link)
+            elif step.from_outside:
+                self._make_on(self._outside, link, 0)
             elif other is None or other.place is Place.INSIDE:
                 lower = 0 if peer is not None or other is None else self._indices[other.ifname]
                 rtnl_links.make(self._inside, link, lower=lower, peer=peer)
@@ -182,7 +188,7 @@ class _Applier:
             os.close(own)
 
     def _make_on(self, there: Netlink, link: Link, lower: int) -> None:
-        """Make a link on ``lower``, which lies in the namespace of ``there``, and move it inside.
+        """Make a link on ``lower`` (or 0), which lies in the namespace of ``there``, and move it inside.
 
         A link that stands on another is made where that one is, whatever is asked for, and its index must be free there
         as well; only a move gives it the one it shall have (IFLA_NEW_IFINDEX, Linux 5.13, eeb85a14ee34).

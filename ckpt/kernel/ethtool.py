@@ -11,20 +11,15 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from ckpt.errors import NetworkError
 from ckpt.kernel import netlink, netns, rtnl_links, tun
+from ckpt.kernel.genetlink import GenericNetlink
 from ckpt.kernel.netlink import Attributes, KernelRefusal, Netlink, attribute, nested, number, pairs, parse, string, u32
 from ckpt.model.network import Link
-
-_GENERIC = 16
-_CONTROL = 0x10
-_GET_FAMILY, _FAMILY_ID, _FAMILY_NAME = 3, 1, 2
-_HEADER = struct.Struct("=BBH")
 
 _STRSET_GET, _FEATURES_GET, _FEATURES_SET = 1, 11, 12
 _CHANNELS_GET, _CHANNELS_SET, _COALESCE_GET, _COALESCE_SET = 17, 18, 19, 20
@@ -55,14 +50,8 @@ class Ethtool:
     """One connection to ethtool's netlink family in ``netns``."""
 
     def __init__(self, space: int) -> None:
-        self._connection = Netlink(_GENERIC, netns=space)
-        self._family = 0
-        request = _HEADER.pack(_GET_FAMILY, 1, 0) + attribute(_FAMILY_NAME, string("ethtool"))
-        try:
-            for _, body in self._connection.request(_CONTROL, request):
-                self._family = number(parse(body, _HEADER.size).get(_FAMILY_ID, b""))
-        except KernelRefusal:
-            pass  # a kernel without it, in which nothing can have been changed by it
+        # A kernel may be without it, and then nothing can have been changed by it.
+        self._connection = GenericNetlink("ethtool", space)
 
     def __enter__(self) -> Ethtool:
         return self
@@ -114,30 +103,28 @@ class Ethtool:
 
     def _request(self, command: int, index: int, *attributes: bytes) -> None:
         device = nested(_DEVICE, attribute(_DEVICE_INDEX, u32(index)))
-        self._connection.request(self._family, _HEADER.pack(command, 1, 0) + device + b"".join(attributes))
+        self._connection.request(command, device + b"".join(attributes))
 
     def _dump(self, command: int) -> list[tuple[int, Attributes]]:
-        if not self._family:
+        if not self._connection:
             return []
         device = nested(_DEVICE, attribute(_DEVICE_FLAGS, u32(_COMPACT)))
         try:
-            messages = self._connection.dump(self._family, _HEADER.pack(command, 1, 0) + device)
+            found = self._connection.dump(command, device)
         except KernelRefusal as error:
             if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
                 return []
             raise
-        parsed = [parse(body, _HEADER.size) for _, body in messages]
-        return [(number(parse(one[_DEVICE])[_DEVICE_INDEX]), one) for one in parsed]
+        return [(number(parse(one[_DEVICE])[_DEVICE_INDEX]), one) for one in found]
 
     def _names(self) -> dict[int, str]:
         """The kernel's features by their bits."""
-        if not self._family:
+        if not self._connection:
             return {}
         sets = nested(2, nested(1, attribute(1, u32(_SS_FEATURES))))
-        request = _HEADER.pack(_STRSET_GET, 1, 0) + nested(_DEVICE) + sets
         found: dict[int, str] = {}
-        for _, body in self._connection.request(self._family, request):
-            for _, one in pairs(parse(body, _HEADER.size).get(2, b"")):
+        for answer in self._connection.request(_STRSET_GET, nested(_DEVICE) + sets):
+            for _, one in pairs(answer.get(2, b"")):
                 for _, listed in pairs(parse(one).get(3, b"")):
                     entry = parse(listed)
                     found[number(entry[1])] = netlink.text(entry[2])

@@ -28,6 +28,7 @@ from ckpt.kernel import (
     rtnl_nexthops,
     rtnl_routes,
     sysctl,
+    wireguard,
     xfrm,
 )
 from ckpt.kernel.netlink import Netlink
@@ -96,7 +97,9 @@ def _read(netns: int) -> Network:
     expected, unread_expected = expectations.read_expectations(netns)
     filters, unread_filters = filtering.read_filtering(netns)
     ipsec, unread_ipsec = xfrm.read_ipsec(netns, names)
+    tunnels, unread_tunnels = wireguard.read(netns, links)
     unread += [*reader.unread, *unread_tables, *unread_entries, *unread_expected, *unread_filters, *unread_ipsec]
+    unread += unread_tunnels
     return Network(
         links=links,
         addresses=addresses,
@@ -114,6 +117,7 @@ def _read(netns: int) -> Network:
         expectations=expected,
         filtering=filters,
         ipsec=ipsec,
+        wireguard=tunnels,
         unread=tuple(dict.fromkeys((*unread, *beyond.read_beyond(netns, addresses), *bpf_attached.read(netns, links)))),
         complete=True,
     )

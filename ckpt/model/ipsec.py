@@ -8,22 +8,20 @@ Limits are those of the kernel, in bytes, packets and seconds; 2^64-1 is no limi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ckpt.model.secret import Secret
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class XfrmKey:
+class XfrmKey(Secret):
     """An algorithm and its key as the kernel's bytes. As text it shows the name and a digest, never the key."""
-
-    value: bytes
 
     def __str__(self) -> str:
         algorithm = self.value[:64].partition(b"\0")[0].decode("ascii", "replace")
-        return f"{algorithm} (SHA-256 {hashlib.sha256(self.value).hexdigest()[:8]}…)"
-
-    __repr__ = __str__
+        # Without arguments it would look for the class that slots have replaced.
+        return f"{algorithm} ({Secret.__str__(self)})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from ckpt.model.filtering import NO_FILTERING, Filtering
 from ckpt.model.forwarding import LabelRoute, NexthopObject
 from ckpt.model.ipsec import NO_IPSEC, Ipsec
 from ckpt.model.traffic import NO_TRAFFIC, Traffic
+from ckpt.model.wireguard import WireguardDevice
 
 FALLBACK_DEVICES = frozenset(
     {"tunl0", "gre0", "gretap0", "erspan0", "sit0", "ip6tnl0", "ip_vti0", "ip6_vti0", "ip6gre0"}
@@ -356,6 +357,7 @@ class Network:
     filtering: Filtering = NO_FILTERING
     ipsec: Ipsec = NO_IPSEC
     traffic: Traffic = NO_TRAFFIC
+    wireguard: tuple[WireguardDevice, ...] = ()
 
     def link(self, ifname: str) -> Link | None:
         """The link of that name."""

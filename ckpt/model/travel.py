@@ -6,10 +6,18 @@ told, by how much the group would notice: nothing is left out in silence.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ckpt.model.finding import Finding, Severity
 from ckpt.model.network import Address, Link, Network, Place, Unread
+from ckpt.model.wireguard import Carrier, WireguardDevice
 
-KINDS = frozenset({"loopback", "veth", "bridge", "macvlan", "macvtap", "vlan", "dummy", "ifb", "tun"})
+KINDS = frozenset(
+    {
+        *("loopback", "veth", "bridge", "macvlan", "macvtap", "vlan", "dummy", "ifb", "tun"),
+        *("wireguard",),
+    }
+)
 """The kinds of link that travel."""
 
 _BLOCKING = {
@@ -46,6 +54,7 @@ def cannot_travel(network: Network, observed: Network | None = None) -> tuple[Fi
         *(found for address in network.addresses if (found := _judge_address(address))),
         *(_judge_unread(unread) for unread in network.unread),
         *_judge_ipsec(network),
+        *_judge_wireguard(network),
         *(_missing_sysctl(key) for key in _missing_templates(network, observed)),
     )
 
@@ -109,6 +118,42 @@ def _judge_ipsec(network: Network) -> tuple[Finding, ...]:
         remedy="restore the image once, before the group goes on elsewhere; else negotiate new keys after the restore",
     )
     return (finding,)
+
+
+def _judge_wireguard(network: Network) -> Iterator[Finding]:
+    for device in network.wireguard:
+        if finding := _judge_carrier(device):
+            yield finding
+    keys = sum(device.private_key is not None for device in network.wireguard)
+    if keys:
+        yield Finding(
+            severity=Severity.WARN,
+            code="wireguard-keys",
+            subject=f"{keys} WireGuard interfaces",
+            reason="their private keys are in the image, and of two copies that run only one is answered",
+            remedy="restore the image once; keep it as you keep the keys, and give a second copy keys of its own",
+        )
+
+
+def _judge_carrier(device: WireguardDevice) -> Finding | None:
+    subject = f"link {device.ifname}"
+    if device.carrier is Carrier.ELSEWHERE:
+        return Finding(
+            severity=Severity.BLOCK,
+            code="wireguard-carrier",
+            subject=subject,
+            reason="it was made in a third network namespace, and sends its packets there",
+            remedy="make it in the group's namespace or in the host's, one for each port",
+        )
+    if device.carrier is Carrier.UNKNOWN:
+        return Finding(
+            severity=Severity.WARN,
+            code="wireguard-carrier",
+            subject=subject,
+            reason="while it is down it does not show in which namespace it sends; it is restored to send in its own",
+            remedy="bring it up before the dump, where it was made in the host's namespace",
+        )
+    return None
 
 
 def _judge_unread(unread: Unread) -> Finding:
