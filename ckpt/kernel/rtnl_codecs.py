@@ -15,10 +15,13 @@ from ckpt.kernel import netlink
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """The two directions of one attribute's value. ``before`` are attributes without which the kernel ignores it."""
+    """The two directions of one attribute's value; one that is encoded as None is not sent.
+
+    ``before`` are attributes without which the kernel ignores it.
+    """
 
     decode: Callable[[bytes], str]
-    encode: Callable[[str], bytes]
+    encode: Callable[[str], bytes | None]
     before: bytes = b""
 
 
@@ -52,8 +55,13 @@ U16 = integer(2)
 U32 = integer(4)
 U64 = integer(8)
 BE16 = integer(2, "be")
+BE32 = integer(4, "be")
 S32 = Codec(lambda value: str(struct.unpack("=i", value)[0]), lambda value: struct.pack("=i", int(value)))
 MAC = Codec(netlink.mac_text, netlink.mac_bytes)
+IP = Codec(netlink.ip_text, netlink.ip_bytes)
+
+FLAG = Codec(lambda value: "1", lambda value: b"" if value == "1" else None)
+"""There, or not there."""
 
 
 def decode(table: Table, data: bytes) -> tuple[dict[str, str], list[int]]:
@@ -76,5 +84,7 @@ def encode(table: Table, options: Mapping[str, str]) -> bytes:
     parts: list[bytes] = []
     for name, value in options.items():
         kind, codec = numbers[name]
-        parts.append(codec.before + netlink.attribute(kind, codec.encode(value)))
+        data = codec.encode(value)
+        if data is not None:
+            parts.append(codec.before + netlink.attribute(kind, data))
     return b"".join(parts)

@@ -41,3 +41,9 @@ PORT_OPTIONS: Mapping[str, Table] = {"bridge": rtnl_bridge_options.BRIDGE_PORT}
 
 ABSENT: Mapping[str, Mapping[str, str]] = {**rtnl_stacked.ABSENT}
 """Options that the kernel does not show when they are 0, but that are not 0 in a link that is made without them."""
+
+LOWER: Mapping[str, int] = {**rtnl_tunnels.LOWER}
+"""The attribute of IFLA_INFO_DATA by which a kind names the link below it, of kinds that do not use IFLA_LINK."""
+
+LEAST: Mapping[str, Mapping[str, str]] = {**rtnl_tunnels.LEAST}
+"""The options without which a kind cannot be made."""

@@ -111,8 +111,11 @@ class RawLink:
 
     @property
     def link(self) -> int:
-        """The index of its counterpart, in whichever namespace that is."""
-        return self.integer(_IFLA_LINK)
+        """The index of its counterpart, in whichever namespace that is; 0 for a tunnel that has none."""
+        named = rtnl_kinds.LOWER.get(self.kind)
+        if named is None:
+            return self.integer(_IFLA_LINK)
+        return number(parse(self.info.get(_INFO_DATA, b"")).get(named, b""))
 
     @property
     def master(self) -> int:
@@ -237,12 +240,13 @@ class LinkReader:
         return options, port_options, port_number
 
     def _counterpart(self, raw: RawLink) -> Counterpart | None:
-        index = raw.integer(_IFLA_LINK)
+        index, tunnel = raw.link, raw.kind in rtnl_kinds.LOWER
         if _IFLA_LINK_NETNSID not in raw.attributes:
             other = self._raw.get(index)
-            if other is None or index == raw.index:
-                return None
-            return Counterpart(place=Place.INSIDE, ifname=other.ifname, ifindex=index)
+            if other is not None and index != raw.index:
+                return Counterpart(place=Place.INSIDE, ifname=other.ifname, ifindex=index)
+            # A tunnel keeps the number of a link that has gone.
+            return Counterpart(place=Place.INSIDE, ifindex=index) if tunnel and index else None
         if raw.integer(_IFLA_LINK_NETNSID) == self._caller_nsid and index in self._caller:
             return self._caller[index]
         return Counterpart(place=Place.ELSEWHERE, ifindex=index)
@@ -285,13 +289,16 @@ def make(
     ``lower`` is the index of the link it stands on, in the socket's namespace. Raises KernelRefusal.
     """
     attributes = [_creation(link)]
-    if lower:
+    named = rtnl_kinds.LOWER.get(link.kind)
+    if lower and named is None:
         attributes.append(attribute(_IFLA_LINK, u32(lower)))
     if netns is not None:
         attributes.append(attribute(_IFLA_NET_NS_FD, u32(netns)))
     # A bridge takes its options later, only those that differ: a kernel may lack what some of them speak of.
     options = {} if link.kind == "bridge" else link.options
     data = [rtnl_codecs.encode(rtnl_kinds.OPTIONS[link.kind], options)]
+    if lower and named is not None:
+        data.append(attribute(named, u32(lower)))
     if peer is not None:
         place = b"" if peer_netns is None else attribute(_IFLA_NET_NS_FD, u32(peer_netns))
         data.append(nested(_VETH_INFO_PEER, _header(peer.ifindex), _creation(peer) + place))
