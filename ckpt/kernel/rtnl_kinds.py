@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ckpt.kernel import rtnl_bridge_options, rtnl_stacked, rtnl_tunnels
+from ckpt.kernel import rtnl_bridge_options, rtnl_stacked, rtnl_tunnels, rtnl_virtual
 from ckpt.kernel.rtnl_codecs import U8, U32, Table
 
 _TUN: Table = {
@@ -33,10 +33,11 @@ OPTIONS: Mapping[str, Table] = {
     "dummy": {},
     "ifb": {},
     **rtnl_tunnels.OPTIONS,
+    **rtnl_virtual.OPTIONS,
 }
 """The kinds that travel, with their own attributes; lo is none of them, having no IFLA_INFO_KIND."""
 
-PORT_OPTIONS: Mapping[str, Table] = {"bridge": rtnl_bridge_options.BRIDGE_PORT}
+PORT_OPTIONS: Mapping[str, Table] = {"bridge": rtnl_bridge_options.BRIDGE_PORT, **rtnl_virtual.PORT_OPTIONS}
 """What a master of each kind keeps of a port."""
 
 ABSENT: Mapping[str, Mapping[str, str]] = {**rtnl_stacked.ABSENT}
