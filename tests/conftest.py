@@ -44,16 +44,6 @@ def pytest_configure(config: pytest.Config) -> None:
     _why_no_lab = lab.enter()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Try a test of real processes and packets again before it counts as failed; the summary says how many were.
-
-    They strike at moments that the kernel's scheduler moves about, on machines that others load as well.
-    """
-    for item in items:
-        if _NEEDS_LAB.intersection(item.path.relative_to(item.config.rootpath).parts):
-            item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=1))
-
-
 def pytest_report_header(config: pytest.Config) -> str:
     return f"lab: {_why_no_lab or 'own network, mount and PID namespaces'}"
 

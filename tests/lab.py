@@ -25,10 +25,16 @@ OUTSIDE: dict[str, Path] = {}
 """The host's own namespaces, by kind: what the lab is not."""
 
 
+HOST_PROC: int | None = None
+"""The host's /proc, open: the lab's own shows no thread of the kernel."""
+
+
 def enter() -> str | None:
     """Move this process into a fresh lab; the reason why not, where that cannot be. Once, before there are threads."""
+    global HOST_PROC
     if os.geteuid() != 0:
         return "needs root"
+    HOST_PROC = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     OUTSIDE.update({kind: Path(f"/proc/self/ns/{kind}").readlink() for kind in ("net", "mnt", "pid")})
     try:
         syscalls.unshare(syscalls.CLONE_NEWNET | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID)

@@ -22,7 +22,7 @@ def end_tree(root: int, *, timeout: float) -> str | None:
     Returns the name of the signal that did it, None when ``root`` had ended before. On return none of them runs.
     """
     with contextlib.ExitStack() as stack:
-        pidfds = [pidfd for pid in descendants(root) if (pidfd := stack.enter_context(_opened(pid))) is not None]
+        pidfds = [pidfd for pid in tree_pids(root)[1:] if (pidfd := stack.enter_context(_opened(pid))) is not None]
         root_fd = stack.enter_context(_opened(root))
         if root_fd is None or wait_gone(root_fd, 0):
             return None
@@ -34,11 +34,6 @@ def end_tree(root: int, *, timeout: float) -> str | None:
             _send(pidfd, signal.SIGKILL)
             wait_gone(pidfd, None)
         return used.name
-
-
-def descendants(root: int) -> tuple[int, ...]:
-    """Every process below ``root``, parents first."""
-    return tree_pids(root)[1:]
 
 
 def wait_gone(pidfd: int, timeout: float | None) -> bool:

@@ -23,8 +23,8 @@ from typing import Any
 
 from ckpt import clean, registry
 from ckpt.image import Reader
-from ckpt.kernel import ending, netns, syscalls
-from ckpt.kernel.proc import read_tree
+from ckpt.kernel import netns, syscalls
+from ckpt.kernel.proc import read_tree, tree_pids
 from ckpt.model.process import FileKind
 from ckpt.restore import restore_group
 from tests import lab
@@ -129,6 +129,9 @@ def patient(stream: Stream) -> Stream:
     """A stream whose client asks at least every second, so that a test need not wait for its back-off."""
     with contextlib.suppress(OSError):
         stream.socket.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, 1000)
+        # The kernel counts in such steps as well when it gives up (tcp_model_timeout, net/ipv4/tcp_timer.c): after
+        # 13 s, which a dump and a restore take on a busy machine.
+        stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 600_000)
     return stream
 
 
@@ -189,7 +192,7 @@ def state(pid: int) -> str:
 
 def tree(pid: int) -> list[int]:
     """A process and all below it."""
-    return [pid, *ending.descendants(pid)] if Path(f"/proc/{pid}").exists() else []
+    return list(tree_pids(pid)) if Path(f"/proc/{pid}").exists() else []
 
 
 def wrong_tasks(root: int) -> Iterator[tuple[int, str]]:
