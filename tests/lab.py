@@ -25,16 +25,14 @@ OUTSIDE: dict[str, Path] = {}
 """The host's own namespaces, by kind: what the lab is not."""
 
 
-HOST_PROC: int | None = None
-"""The host's /proc, open: the lab's own shows no thread of the kernel."""
+HOST_PROC = Path("/run/host-proc")
+"""The host's /proc: the lab's own shows no thread of the kernel."""
 
 
 def enter() -> str | None:
     """Move this process into a fresh lab; the reason why not, where that cannot be. Once, before there are threads."""
-    global HOST_PROC
     if os.geteuid() != 0:
         return "needs root"
-    HOST_PROC = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     OUTSIDE.update({kind: Path(f"/proc/self/ns/{kind}").readlink() for kind in ("net", "mnt", "pid")})
     try:
         syscalls.unshare(syscalls.CLONE_NEWNET | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID)
@@ -43,9 +41,11 @@ def enter() -> str | None:
     _go_on_below_an_init()
     # Private first: nothing that is mounted from here on may reach the host.
     syscalls.mount("none", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
-    syscalls.mount("proc", "/proc", kind="proc", flags=syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
     syscalls.mount("tmpfs", "/run", kind="tmpfs", flags=syscalls.MS_NOSUID | syscalls.MS_NODEV, data="mode=755")
     Path("/run/lock").mkdir(mode=0o1777)
+    HOST_PROC.mkdir()
+    syscalls.mount("/proc", str(HOST_PROC), flags=syscalls.MS_BIND)
+    syscalls.mount("proc", "/proc", kind="proc", flags=syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     return None
 
