@@ -276,7 +276,6 @@ def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
     if wanted.label_routes:
         steps.append(SetLabelRoutes(routes=wanted.label_routes))
     steps.append(SetRules(rules=wanted.rules, only=only))
-    steps.append(SetNeighbours(neighbours=wanted.neighbours))
     # Sets before the rules that name them, rules before the flows that they follow.
     if wanted.filtering != NO_FILTERING:
         steps.append(LoadFiltering(filtering=wanted.filtering))
@@ -293,6 +292,8 @@ def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
     tokens = {link.ifname: link.token for link in links if link.token}
     if tokens:
         steps.append(SetTokens(tokens=tokens))
+    # Last: with every change of a link that has no carrier, the kernel forgets its proxies and most of its neighbours.
+    steps.append(SetNeighbours(neighbours=wanted.neighbours))
     return tuple(steps)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt.kernel.rtnl_codecs import BE16, MAC, U8, U16, U32, U64, Table, bits
-
-_BOOLEAN_OPTIONS = 0x1F
+from ckpt.kernel.rtnl_codecs import BE16, MAC, RAISED_BITS, U8, U16, U32, U64, Table
 
 BRIDGE: Table = {
     1: ("forward_delay", U32),
@@ -51,7 +49,7 @@ BRIDGE: Table = {
     43: ("mcast_igmp_version", U8),
     44: ("mcast_mld_version", U8),
     45: ("vlan_stats_per_port", U8),
-    46: ("multi_boolopt", bits(_BOOLEAN_OPTIONS)),
+    46: ("multi_boolopt", RAISED_BITS),
     47: ("mcast_querier_state", None),
     48: ("fdb_n_learned", None),
     49: ("fdb_max_learned", U32),

@@ -50,6 +50,11 @@ def bits(mask: int) -> Codec:
     return Codec(lambda value: str(struct.unpack("=II", value)[0]), lambda value: struct.pack("=II", int(value), mask))
 
 
+RAISED_BITS = Codec(
+    lambda value: str(struct.unpack("=II", value)[0]), lambda value: struct.pack("=II", *[int(value)] * 2)
+)
+"""The same where none is on in a fresh link, and the kernel refuses to be told of one whose subject it lacks."""
+
 U8 = integer(1)
 U16 = integer(2)
 U32 = integer(4)

@@ -103,7 +103,10 @@ _NANOSECONDS = 10**9
 
 
 def _tbf_bytes(options: bytes) -> bytes:
-    """The two bursts in bytes. They are shown as times in units of 64 ns, which may say a byte less than was set."""
+    """The two bursts in bytes. They are shown as times in units of 64 ns, which may say a byte less than was set.
+
+    The kernel multiplies and shifts where others would divide, and so do we: at slow rates the two differ by bytes.
+    """
     found = parse(options)
     fields = _TBF.unpack_from(found[_TBF_PARMS])
     result = b""
@@ -114,10 +117,19 @@ def _tbf_bytes(options: bytes) -> bytes:
         overhead, rate = fields[first + 2], number(found[wide]) if wide in found else fields[first + 5]
         if not rate or fields[first + 1] != _ETHERNET:
             continue
-        size = -(-((ticks + 1) << 6) * rate // _NANOSECONDS) - 1 - overhead
+        multiplier, shift = _scale(rate)
+        size = -(-((ticks + 1) << 6 + shift) // multiplier) - 1 - overhead if multiplier else 0
         if 0 < size < 1 << 32:
             result += attribute(kind, u32(size))
     return result
+
+
+def _scale(rate: int) -> tuple[int, int]:
+    """Multiplier and shift that make nanoseconds of bytes at ``rate`` (psched_ratecfg_precompute__)."""
+    factor, shift = _NANOSECONDS, 0
+    while not factor // rate >> 31 and not factor >> 63:
+        factor, shift = factor << 1, shift + 1
+    return factor // rate & 0xFFFFFFFF, shift
 
 
 def why_not_qdisc(kind: str, options: bytes) -> tuple[str, bool]:

@@ -18,6 +18,7 @@ PORTS = """ip link add br1 {} type bridge mcast_snooping 1 {}; ip link add va ty
     """
 
 BRIDGES = {
+    "switches": "ip link set br1 type bridge no_linklocal_learn 1 mcast_querier 1 group_fwd_mask 8",
     "ports": """ip link set va type bridge_slave cost 7 priority 9 hairpin on guard on root_block on fastleave on \
             learning off flood off mcast_flood off bcast_flood off mcast_to_unicast on neigh_suppress on \
             proxy_arp on proxy_arp_wifi on isolated on mcast_router 2

@@ -67,10 +67,10 @@ def test_plan_makes_links_before_what_they_carry() -> None:
         "SetAddresses",
         "SetRoutes",
         "SetRules",
-        "SetNeighbours",
         "LoadNftables",
         "CreateConntrack",
         "SettleSysctls",
+        "SetNeighbours",
     ]
 
 
@@ -141,7 +141,7 @@ def test_plan_silences_address_configuration_until_the_end() -> None:
     sysctls["net/ipv6/conf/default/addr_gen_mode"] = "0"
     wanted = Network(links=(LOOPBACK,), sysctls=sysctls, complete=True)
     steps = plan_network(wanted, replace(EMPTY, sysctls=sysctls))
-    first, last = steps[0], steps[-1]
+    first, last = steps[0], steps[-2]
     assert isinstance(first, WriteSysctls)
     assert isinstance(last, SettleSysctls)
     assert first.values["net/ipv6/conf/default/accept_dad"] == "0"
@@ -149,10 +149,16 @@ def test_plan_silences_address_configuration_until_the_end() -> None:
     assert last.sysctls == sysctls
 
 
+def test_plan_sets_neighbours_last() -> None:
+    """A change of a link without a carrier makes the kernel forget them."""
+    wanted = Network(links=(replace(LOOPBACK, token="::77"),))
+    assert kinds(plan_network(wanted, EMPTY))[-3:] == ["SettleSysctls", "SetTokens", "SetNeighbours"]
+
+
 def test_plan_of_a_record_by_hand_keeps_what_the_kernel_makes() -> None:
     sysctls = {"net/ipv6/conf/default/accept_dad": "1", "net/ipv6/conf/default/addr_gen_mode": "0"}
     steps = plan_network(Network(links=(LOOPBACK, OUTSIDE)), replace(EMPTY, sysctls=sysctls))
-    first, last = steps[0], steps[-1]
+    first, last = steps[0], steps[-2]
     assert isinstance(first, WriteSysctls)
     assert isinstance(last, SettleSysctls)
     assert "net/ipv6/conf/default/addr_gen_mode" not in first.values
