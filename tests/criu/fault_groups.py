@@ -12,6 +12,7 @@ from ckpt.kernel import ending
 from tests.conftest import random_name
 from tests.criu.fault_lab import Hammer, Survivor, patient
 from tests.criu.groups import Group, Starter, python, wait_for
+from tests.criu.nested_groups import routed
 from tests.criu.segment import run
 from tests.criu.test_servers import REDIS, Counter
 
@@ -31,7 +32,15 @@ def redis(start: Starter, stack: ExitStack) -> Survivor:
     connection = start.segment.connect(group.addresses.v4, 6379)
     counter = stack.enter_context(Counter(connection, random_name("key")))
     stack.enter_context(Hammer(start.segment, connection))
-    return Survivor(group, counter.progress, start.images / "group.ckpt")
+    return Survivor(group, counter.progress, start.images / "group.ckpt", group.addresses.v4)
+
+
+def nested(start: Starter, stack: ExitStack) -> Survivor:
+    """A stream server in a namespace below that of the root task, which forwards to it."""
+    group = routed(start, "--family", "v4")
+    survivor = _with_stream(group, start, stack, "10.78.0.2")
+    stack.callback(start.segment.in_client, "ip", "route", "delete", "10.78.0.0/24")
+    return survivor
 
 
 def host(start: Starter, stack: ExitStack) -> Survivor:
@@ -64,11 +73,11 @@ def named(start: Starter, stack: ExitStack) -> Survivor:
     return survivor
 
 
-def _with_stream(group: Group, start: Starter, stack: ExitStack) -> Survivor:
-    stream = stack.enter_context(patient(group.stream()))
+def _with_stream(group: Group, start: Starter, stack: ExitStack, address: str | None = None) -> Survivor:
+    stream = stack.enter_context(patient(group.stream(address)))
     stack.enter_context(Hammer(start.segment, stream.socket))
     stream.progress()
-    return Survivor(group, lambda: stream.progress(100), start.images / "group.ckpt")
+    return Survivor(group, lambda: stream.progress(100), start.images / "group.ckpt", address or group.addresses.v4)
 
 
 def _launched(argv: list[str], directory: Path, stack: ExitStack) -> int:

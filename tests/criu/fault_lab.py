@@ -257,6 +257,7 @@ class Survivor:
     group: Group
     progress: Callable[[], None]
     image: Path
+    address: str
     in_hosts_namespace: bool = False
     flags: dict[tuple[int, int], int] = field(init=False)
 

@@ -39,7 +39,7 @@ class World:
             with capturing() as capture:
                 yield survivor
                 survivor.image.unlink(missing_ok=True)
-            assert is_lost or capture.betrayals(survivor.group.addresses.v4) == []
+            assert is_lost or capture.betrayals(survivor.address) == []
             if is_lost:
                 self.end()
         except BaseException:

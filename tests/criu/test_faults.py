@@ -32,7 +32,7 @@ def test_fault_group_runs_or_its_image_restores_it(world: World, fault: Fault) -
 @pytest.mark.parametrize("fault", list(common_faults()), ids=str)
 @pytest.mark.parametrize(
     "world",
-    [fault_groups.redis, fault_groups.host, fault_groups.named],
+    [fault_groups.redis, fault_groups.nested, fault_groups.host, fault_groups.named],
     ids=lambda make: make.__name__,
     indirect=True,
     scope="module",
