@@ -380,7 +380,7 @@ class _Walk:
     def _paired(self, old: list[Any], new: list[Any]) -> Iterator[tuple[Any, Any]]:
         """Objects of one name: those that are equal belong together, the rest go in order."""
         if len(old) > 1 or len(new) > 1:
-            common = Counter(map(repr, old)) & Counter(map(repr, new))
+            common = Counter(map(whole, old)) & Counter(map(whole, new))
             old, new = _left(old, common), _left(new, common)
         for place in range(max(len(old), len(new))):
             yield old[place] if place < len(old) else None, new[place] if place < len(new) else None
@@ -406,13 +406,22 @@ def _by_name(records: Sequence[Any]) -> dict[str, list[Any]]:
     return found
 
 
-def _left(records: list[Any], taken: Counter[str]) -> list[Any]:
+def whole(value: Any) -> Any:
+    """All of a record's value in a form that is hashable, the same for equal ones whatever order a mapping is in."""
+    if dataclasses.is_dataclass(value):
+        return tuple(whole(getattr(value, field.name)) for field in dataclasses.fields(value))
+    if isinstance(value, Mapping):
+        return frozenset((key, whole(item)) for key, item in value.items())
+    return tuple(map(whole, value)) if isinstance(value, tuple) else value
+
+
+def _left(records: list[Any], taken: Counter[Any]) -> list[Any]:
     """``records`` without as many of each as were ``taken``."""
     remaining = taken.copy()
     left = []
     for record in records:
-        if remaining[repr(record)] > 0:
-            remaining[repr(record)] -= 1
+        if remaining[whole(record)] > 0:
+            remaining[whole(record)] -= 1
         else:
             left.append(record)
     return left
