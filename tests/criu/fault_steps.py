@@ -1,8 +1,8 @@
 """The steps of a dump and of a restore at which the tests let something happen, in their order.
 
 Named as ``fault_runner`` names them. A step that is not passed any more (a function was renamed) fails its test: the
-fault then never strikes. ``wide`` steps are only tried with ``CKPT_FAULTS=all``: the state on the host is the same as
-at one of their neighbours, or nearly so.
+fault then never strikes. ``wide`` steps are only tried with ``scripts/test --faults``: the state on the host is the
+same as at one of their neighbours, or nearly so.
 """
 
 from __future__ import annotations

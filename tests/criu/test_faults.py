@@ -1,6 +1,6 @@
 """ckpt and CRIU killed at each step of dump and restore: the group runs on, or its image restores it; never neither.
 
-``CKPT_FAULTS=all`` tries the steps in between as well.
+``scripts/test --faults`` tries the steps in between as well.
 """
 
 from __future__ import annotations
