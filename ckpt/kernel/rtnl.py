@@ -86,7 +86,7 @@ def _read(netns: int) -> Network:
         addresses = read_addresses(connection, names)
         routes = read_routes(connection, names, unread)
         rules = read_rules(connection, unread)
-        silent = frozenset(link.ifindex for link in links if "noarp" in link.flags or link.kind == "loopback")
+        silent = {link.ifindex: link.mac for link in links if "noarp" in link.flags or link.kind == "loopback"}
         neighbours = read_neighbours(connection, names, silent)
         nexthops = rtnl_nexthops.read(connection, names, unread)
         label_routes = rtnl_labels.read(connection, names, unread)
@@ -203,7 +203,9 @@ def read_rules(connection: Netlink, unread: list[Unread]) -> tuple[Rule, ...]:
     return tuple(found)
 
 
-def read_neighbours(connection: Netlink, names: Mapping[int, str], silent: frozenset[int]) -> tuple[Neighbour, ...]:
+def read_neighbours(
+    connection: Netlink, names: Mapping[int, str], silent: Mapping[int, str | None]
+) -> tuple[Neighbour, ...]:
     """The neighbours that somebody set, and the proxies; ``silent`` are the links that ask for none."""
     found: list[Neighbour] = []
     for family in (4, 6):

@@ -428,10 +428,11 @@ def encode_rule(rule: Rule) -> bytes:
     return header + b"".join(parts)
 
 
-def decode_neighbour(body: bytes, names: Mapping[int, str], silent: frozenset[int]) -> Neighbour | None:
+def decode_neighbour(body: bytes, names: Mapping[int, str], silent: Mapping[int, str | None]) -> Neighbour | None:
     """One RTM_NEWNEIGH; None for an entry that was learnt, or that the kernel made by itself.
 
-    ``silent`` are the links on which nobody asks for addresses, and where every neighbour is ``noarp``.
+    ``silent`` are the links on which nobody asks for addresses, with their own: there every neighbour is ``noarp``, and
+    one that the kernel made has the link's own address or none (arp_constructor, ndisc_constructor).
     """
     if not is_set(body):
         return None
@@ -441,7 +442,8 @@ def decode_neighbour(body: bytes, names: Mapping[int, str], silent: frozenset[in
     address, mac = found[_NDA_DST], found.get(_NDA_LLADDR, b"")
     set_flags = {name for name, bit in _NEIGHBOUR_FLAGS.items() if flags & bit}
     set_flags |= {name for name, bit in _NEIGHBOUR_FLAGS_EXT.items() if number(found.get(_NDA_FLAGS_EXT, b"")) & bit}
-    by_nature = index in silent or mac[:1] == b"\xff" or _is_multicast(address) or not names.get(index)
+    own = index in silent and (not any(mac) or netlink.mac_text(mac) == silent[index])
+    by_nature = own or mac[:1] == b"\xff" or _is_multicast(address) or not names.get(index)
     if state & _NUD_NOARP and by_nature and not set_flags - {"router"}:
         return None
     # Whether one that is kept alive, or that another tells of, is fresh or stale at the moment is not kept.

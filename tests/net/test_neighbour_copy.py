@@ -18,6 +18,8 @@ NEIGHBOURS = {
         ip neigh add 10.0.0.7 lladdr 02:00:00:00:00:03 dev eth0 extern_learn nud reachable
         ip -6 neigh add fd00::9 lladdr 02:00:00:00:00:04 dev eth0 router nud permanent
         ip neigh add 10.0.0.6 lladdr 02:00:00:00:00:05 dev eth0 nud reachable""",
+    "silent-link": """ip link set eth0 arp off; ip neigh add 10.0.0.4 lladdr 02:00:00:00:00:01 dev eth0 nud noarp
+        ping -c1 -W1 10.0.0.3 >/dev/null || true""",
     "managed": "ip neigh add 10.0.0.5 dev eth0 managed",
     "proxies": "ip neigh add proxy 10.0.0.7 dev eth0 protocol 42; ip -6 neigh add proxy fd00::78 dev eth0 router",
 }
@@ -33,6 +35,7 @@ def test_copy_of_neighbours_is_equal(group: int, what: str) -> None:
     assert {one.address for one in network.neighbours if ":" not in one.address} == {
         "without-carrier": {"10.5.0.7", "10.5.0.9"},
         "states": {"10.0.0.9", "10.0.0.8", "10.0.0.7"},
+        "silent-link": {"10.0.0.4"},
         "managed": {"10.0.0.5"},
         "proxies": {"10.0.0.7"},
     }[what]
