@@ -75,10 +75,11 @@ class PlaceCounterpart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enslave:
-    """The link ``ifname`` is a port of ``master``."""
+    """The link ``ifname`` is a port of ``master``; a bond brings it up with that, which needs those ``below`` it up."""
 
     ifname: str
     master: str
+    below: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,13 @@ class SetWireguard:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BringUp:
     """The link is up."""
+
+    link: Link
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChooseActive:
+    """The bond ``link`` uses the port that it used, if that one works."""
 
     link: Link
 
@@ -221,6 +229,7 @@ Step = (
     | AdjustLinks
     | SetWireguard
     | BringUp
+    | ChooseActive
     | SetAddresses
     | SetTraffic
     | SetBridging
@@ -251,17 +260,22 @@ def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
     ordered = order_links(links)
     outside = {device.ifname for device in wanted.wireguard if device.carrier is Carrier.CALLER}
     steps += _make_links([link for link in ordered if link.ifname not in there], outside)
-    ports = sorted((link for link in links if link.master), key=lambda link: (link.master, link.port_number))
+    ports = order_ports(links)
     # What a master is, its ports copy when they join it: it is adjusted before, and after, for what they change in it.
     masters = {link.master for link in ports}
     if masters:
         steps.append(AdjustLinks(links=tuple(link for link in ordered if link.ifname in masters)))
-    steps += [Enslave(ifname=link.ifname, master=link.master) for link in ports]
+    bonds = {link.ifname for link in links if link.kind == "bond"}
+    steps += [
+        Enslave(ifname=link.ifname, master=link.master, below=_below(link, links) if link.master in bonds else ())
+        for link in ports
+    ]
     steps.append(AdjustLinks(links=ordered))
     if wanted.wireguard:
         steps.append(SetWireguard(devices=wanted.wireguard))
     steps.append(WriteSysctls(values=_devices(wanted, names)))
     steps += [BringUp(link=link) for link in ordered if link.up]
+    steps += [ChooseActive(link=link) for link in ordered if link.up and "active_slave" in link.options]
     if wanted.traffic != NO_TRAFFIC:
         steps.append(SetTraffic(traffic=wanted.traffic))
     if wanted.link_multicast:
@@ -329,6 +343,27 @@ def order_links(links: Sequence[Link]) -> tuple[Link, ...]:
             below = by_name.get(other.ifname) if inside and other is not None else None
         ordered.update((one.ifname, one) for one in reversed(chain))
     return tuple(ordered.values())
+
+
+def _below(link: Link, links: Sequence[Link]) -> tuple[str, ...]:
+    """The links inside that ``link`` stands on, the lowest first."""
+    ordered = order_links([link, *(one for one in links if one.ifname != link.ifname)])
+    return tuple(one.ifname for one in ordered[: ordered.index(link)])
+
+
+def order_ports(links: Sequence[Link]) -> tuple[Link, ...]:
+    """The ports, those of a master before that becomes a port itself, and those of one master in their order."""
+    masters = {link.ifname: link.master for link in links}
+
+    def above(link: Link) -> int:
+        count, master, seen = 0, link.master, {link.ifname}
+        while master and master not in seen:
+            seen.add(master)
+            count, master = count + 1, masters.get(master, "")
+        return count
+
+    ports = (link for link in links if link.master)
+    return tuple(sorted(ports, key=lambda link: (-above(link), link.master, link.port_number)))
 
 
 def _parts(key: str) -> tuple[str, str] | None:

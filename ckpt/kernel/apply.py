@@ -28,6 +28,7 @@ from ckpt.kernel import (
     link_multicast,
     nft,
     rtnl,
+    rtnl_bond,
     rtnl_bridge,
     rtnl_labels,
     rtnl_links,
@@ -105,11 +106,13 @@ class _Applier:
                     self._place_counterpart(step.link)
                 case plan.Enslave():
                     with _naming("link-master", f"link {step.ifname} a port of {step.master}"):
-                        rtnl_links.enslave(self._inside, self._indices[step.ifname], self._indices[step.master])
+                        self._enslave(step)
                 case plan.AdjustLinks():
                     self._adjust_links(step.links)
                 case plan.BringUp():
                     self._bring_up(step.link)
+                case plan.ChooseActive():
+                    self._choose_active(step.link)
                 case plan.SetAddresses():
                     self._set_addresses(step)
                 case plan.SetTraffic():
@@ -255,12 +258,31 @@ class _Applier:
         now = {link.ifname: link for link in LinkReader(self._learn_indices(), caller={}, caller_nsid=-1).links()}
         for link in links:
             with _naming("link-refused", f"link {link.ifname}", "set up"):
-                rtnl_links.change(self._inside, now[link.ifname], link)
+                master = now.get(link.master)
+                rtnl_links.change(self._inside, now[link.ifname], link, master_kind=master.kind if master else "")
         ethtool.adjust(self._netns, links, self._indices)
 
     def _bring_up(self, link: Link) -> None:
         with _naming("link-refused", f"link {link.ifname}", "bring up"):
             rtnl_links.set_up(self._inside, self._indices[link.ifname])
+
+    def _enslave(self, step: plan.Enslave) -> None:
+        for ifname in step.below:
+            rtnl_links.set_up(self._inside, self._indices[ifname])
+        rtnl_links.enslave(self._inside, self._indices[step.ifname], self._indices[step.master])
+
+    def _choose_active(self, link: Link) -> None:
+        """Have the bond use the port that it used; when that gets no carrier in time, it goes on with its own choice.
+
+        It takes notice of carriers at intervals, and a port without one it refuses.
+        """
+        deadline = time.monotonic() + _CARRIERS
+        while time.monotonic() < deadline:
+            try:
+                rtnl_links.set_options(self._inside, self._indices[link.ifname], link, (rtnl_bond.ACTIVE,))
+                return
+            except KernelRefusal:
+                time.sleep(0.01)
 
     # ---- what links carry -----------------------------------------------------------------------------------------
 

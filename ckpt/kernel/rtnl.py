@@ -21,6 +21,7 @@ from ckpt.kernel import (
     filtering,
     link_multicast,
     nft,
+    rtnl_bond,
     rtnl_bridge,
     rtnl_labels,
     rtnl_links,
@@ -81,7 +82,7 @@ def _read(netns: int) -> Network:
         raw = rtnl_links.read_raw(connection)
         caller, nsid = _caller_links(connection)
         reader = LinkReader(raw, caller=caller, caller_nsid=nsid)
-        links = ethtool.with_settings(netns, reader.links())
+        links = ethtool.with_settings(netns, rtnl_bond.with_orders(netns, reader.links()))
         names = {link.ifindex: link.ifname for link in links}
         addresses = read_addresses(connection, names)
         routes = read_routes(connection, names, unread)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ckpt.kernel import rtnl_bridge_options, rtnl_stacked, rtnl_tunnels, rtnl_virtual
+from ckpt.kernel import rtnl_bond, rtnl_bridge_options, rtnl_stacked, rtnl_tunnels, rtnl_virtual
 from ckpt.kernel.rtnl_codecs import U8, U32, Table
 
 _TUN: Table = {
@@ -24,6 +24,7 @@ _TUN: Table = {
 }
 
 OPTIONS: Mapping[str, Table] = {
+    "bond": rtnl_bond.BOND,
     "bridge": rtnl_bridge_options.BRIDGE,
     "vlan": rtnl_stacked.VLAN,
     "macvlan": rtnl_stacked.MACVLAN,
@@ -37,7 +38,11 @@ OPTIONS: Mapping[str, Table] = {
 }
 """The kinds that travel, with their own attributes; lo is none of them, having no IFLA_INFO_KIND."""
 
-PORT_OPTIONS: Mapping[str, Table] = {"bridge": rtnl_bridge_options.BRIDGE_PORT, **rtnl_virtual.PORT_OPTIONS}
+PORT_OPTIONS: Mapping[str, Table] = {
+    "bond": rtnl_bond.BOND_PORT,
+    "bridge": rtnl_bridge_options.BRIDGE_PORT,
+    **rtnl_virtual.PORT_OPTIONS,
+}
 """What a master of each kind keeps of a port."""
 
 ABSENT: Mapping[str, Mapping[str, str]] = {**rtnl_stacked.ABSENT}
@@ -46,5 +51,5 @@ ABSENT: Mapping[str, Mapping[str, str]] = {**rtnl_stacked.ABSENT}
 LOWER: Mapping[str, int] = {**rtnl_tunnels.LOWER}
 """The attribute of IFLA_INFO_DATA by which a kind names the link below it, of kinds that do not use IFLA_LINK."""
 
-LEAST: Mapping[str, Mapping[str, str]] = {**rtnl_tunnels.LEAST}
+LEAST: Mapping[str, Mapping[str, str]] = {**rtnl_tunnels.LEAST, **rtnl_virtual.LEAST}
 """The options without which a kind cannot be made."""

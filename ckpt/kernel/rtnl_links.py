@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ckpt.kernel import netlink, rtnl_bridge_options, rtnl_codecs, rtnl_kinds
+from ckpt.kernel import netlink, rtnl_bond, rtnl_bridge_options, rtnl_codecs, rtnl_kinds, rtnl_virtual
 from ckpt.kernel.netlink import Attributes, KernelRefusal, Netlink, attribute, nested, number, parse, string, text, u32
 from ckpt.model.network import Counterpart, Link, Place, Unread
 
@@ -296,6 +296,8 @@ def make(
         attributes.append(attribute(_IFLA_NET_NS_FD, u32(netns)))
     # A bridge takes its options later, only those that differ: a kernel may lack what some of them speak of.
     options = {} if link.kind == "bridge" else link.options
+    if link.kind == rtnl_bond.KIND:
+        options = {name: value for name, value in options.items() if name == "mode"}
     data = [rtnl_codecs.encode(rtnl_kinds.OPTIONS[link.kind], options)]
     if lower and named is not None:
         data.append(attribute(named, u32(lower)))
@@ -319,9 +321,10 @@ def _creation(link: Link | Counterpart) -> bytes:
     parts = []
     if link.ifname:
         parts.append(attribute(_IFLA_IFNAME, string(link.ifname)))
+    own = link.port_options.get(rtnl_bond.PERMANENT_MAC, link.mac) if isinstance(link, Link) else link.mac
     # A bridge that is given an address keeps it; one that is not follows its ports.
-    if link.mac and link.kind != "bridge":
-        parts.append(attribute(_IFLA_ADDRESS, netlink.mac_bytes(link.mac)))
+    if own and link.kind != "bridge":
+        parts.append(attribute(_IFLA_ADDRESS, netlink.mac_bytes(own)))
     if link.mtu:
         parts.append(attribute(_IFLA_MTU, u32(link.mtu)))
     if isinstance(link, Link):
@@ -337,11 +340,14 @@ def _wanted_options(link: Link) -> dict[str, str]:
     # Giving the standard's own address would mark it as chosen by hand, which stops the bridge from following it.
     if options.get("group_addr") in ("01:80:c2:00:00:00", "00:00:00:00:00:00"):
         del options["group_addr"]
-    return options
+    return rtnl_bond.settable(options)
 
 
-def change(connection: Netlink, now: Link, wanted: Link, *, master: int = 0) -> None:
-    """Make the link ``now`` as ``wanted`` is, but for being up or enslaved; only what differs is sent."""
+def change(connection: Netlink, now: Link, wanted: Link, *, master_kind: str = "") -> None:
+    """Make the link ``now`` as ``wanted`` is, but for coming up or being enslaved; only what differs is sent.
+
+    A link that is up because its master, of the kind ``master_kind``, has brought it up is taken down again.
+    """
     parts: list[bytes] = []
     for kind, before, after in (
         (_IFLA_MTU, now.mtu, wanted.mtu),
@@ -352,23 +358,24 @@ def change(connection: Netlink, now: Link, wanted: Link, *, master: int = 0) -> 
             parts.append(attribute(kind, u32(after)))
     if wanted.txqlen not in (-1, now.txqlen):
         parts.append(attribute(_IFLA_TXQLEN, u32(wanted.txqlen)))
-    if wanted.mac not in (None, now.mac):
+    if wanted.mac not in (None, now.mac) and wanted.kind not in rtnl_virtual.BORROWED_MAC:
         parts.append(attribute(_IFLA_ADDRESS, netlink.mac_bytes(wanted.mac or "")))
     if wanted.broadcast not in (None, now.broadcast):
         parts.append(attribute(_IFLA_BROADCAST, netlink.mac_bytes(wanted.broadcast or "")))
     if wanted.alias != now.alias:
         parts.append(attribute(_IFLA_IFALIAS, string(wanted.alias)))
-    parts += _changed_info(now, wanted)
+    parts += _changed_info(now, wanted, master_kind)
     if parts:
         connection.request(RTM_NEWLINK, _header(now.ifindex) + b"".join(parts))
     names = [attribute(_IFLA_ALT_IFNAME, string(name)) for name in wanted.altnames if name not in now.altnames]
     if names:
         connection.request(_RTM_NEWLINKPROP, _header(now.ifindex) + nested(_IFLA_PROP_LIST, *names))
-    if (set(now.flags) ^ set(wanted.flags)) - {"up"}:
-        set_flags(connection, now.ifindex, wanted.flags, but=("up",))
+    kept = () if now.up and not wanted.up else ("up",)
+    if (set(now.flags) ^ set(wanted.flags)) - set(kept):
+        set_flags(connection, now.ifindex, wanted.flags, but=kept)
 
 
-def _changed_info(now: Link, wanted: Link) -> list[bytes]:
+def _changed_info(now: Link, wanted: Link, master_kind: str) -> list[bytes]:
     """IFLA_LINKINFO for the options that differ, of the link's own kind and of its port."""
     info: list[bytes] = []
     options = {name: value for name, value in _wanted_options(wanted).items() if now.options.get(name) != value}
@@ -377,10 +384,18 @@ def _changed_info(now: Link, wanted: Link) -> list[bytes]:
         data = rtnl_codecs.encode(rtnl_kinds.OPTIONS[wanted.kind], options)
         info += [attribute(_INFO_KIND, wanted.kind.encode()), nested(_INFO_DATA, data)]
     options = {name: value for name, value in wanted.port_options.items() if now.port_options.get(name) != value}
-    if options:
-        data = rtnl_codecs.encode(rtnl_kinds.PORT_OPTIONS["bridge"], options)
-        info += [attribute(_INFO_SLAVE_KIND, b"bridge"), nested(_INFO_SLAVE_DATA, data)]
+    options.pop(rtnl_bond.PERMANENT_MAC, None)
+    if options and now.master:
+        data = rtnl_codecs.encode(rtnl_kinds.PORT_OPTIONS[master_kind], options)
+        info += [attribute(_INFO_SLAVE_KIND, master_kind.encode()), nested(_INFO_SLAVE_DATA, data)]
     return [nested(_IFLA_LINKINFO, *info)] if info else []
+
+
+def set_options(connection: Netlink, ifindex: int, link: Link, names: Iterable[str]) -> None:
+    """Give a link those of the options of ``link`` that are in ``names``."""
+    data = rtnl_codecs.encode(rtnl_kinds.OPTIONS[link.kind], {name: link.options[name] for name in names})
+    info = [attribute(_INFO_KIND, link.kind.encode()), nested(_INFO_DATA, data)]
+    connection.request(RTM_NEWLINK, _header(ifindex) + nested(_IFLA_LINKINFO, *info))
 
 
 def set_flags(connection: Netlink, ifindex: int, flags: Iterable[str], *, but: Iterable[str] = ()) -> None:

@@ -24,6 +24,11 @@ OPTIONS: Mapping[str, Table] = {
     "wireguard": {},
 }
 
+BORROWED_MAC = frozenset({"ipvlan", "ipvtap"})
+"""Kinds that have the address of the link they stand on, and take no other."""
+
+LEAST: Mapping[str, Mapping[str, str]] = {"vrf": {"table": "1"}}
+
 PORT_OPTIONS: Mapping[str, Table] = {
     "vrf": {1: ("table", None)},  # its master's
 }

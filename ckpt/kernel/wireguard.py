@@ -3,7 +3,7 @@
 An interface may have more peers than a message holds, and a peer more allowed IPs: the kernel then lists a peer again
 in the next message, with its key and the rest of them, and takes it so as well. Public keys and allowed IPs are kept
 in their order. An interface sends in the namespace in which it was made; which one that is shows only in the UDP socket
-that it has there while it is up (``wg_socket_init``), a socket of the kernel's, so one without an inode.
+that it has there while it is up. It is known by its port and by a send buffer that nobody else can ask for.
 
 An interface is set up before it comes up, so that it never listens on a port that is not its own.
 """
@@ -20,8 +20,7 @@ from dataclasses import replace
 from ckpt.errors import NetworkError
 from ckpt.kernel import netlink
 from ckpt.kernel.genetlink import GenericNetlink
-from ckpt.kernel.netlink import Attributes, KernelRefusal, attribute, nested, number, pairs, parse, u16, u32
-from ckpt.kernel.netns import entered
+from ckpt.kernel.netlink import Attributes, KernelRefusal, Netlink, attribute, nested, number, pairs, parse, u16, u32
 from ckpt.model.network import Link, Unread
 from ckpt.model.secret import Secret
 from ckpt.model.socket import Endpoint
@@ -34,7 +33,7 @@ _IFINDEX, _PRIVATE_KEY, _FLAGS, _LISTEN_PORT, _FWMARK, _PEERS = 1, 3, 5, 6, 7, 8
 _DEVICE_KNOWN = frozenset(range(1, 9))
 _REPLACE_PEERS = 1
 _PUBLIC_KEY, _PRESHARED_KEY, _PEER_FLAGS, _ENDPOINT, _KEEPALIVE, _ALLOWED_IPS = 1, 2, 3, 4, 5, 9
-_PEER_KNOWN = frozenset(range(1, 11))
+_PEER_KNOWN = frozenset(range(11))  # 0 is padding
 _REPLACE_ALLOWED_IPS = 2
 _ALLOWED_FAMILY, _ALLOWED_ADDRESS, _ALLOWED_LENGTH = 1, 2, 3
 
@@ -47,7 +46,13 @@ _NO_KEY = bytes(32)
 _ALLOWED_AT_ONCE = 1000
 _ROOM_OF_PEER = 4
 
-_SOCKETS = "/proc/thread-self/net/udp"
+_SOCK_DIAG, _BY_FAMILY = 4, 20
+_DIAG_REQUEST = struct.Struct("=BBBxI48x")
+_DIAG_PORT = struct.Struct("!4xH")
+_DIAG_SIZE = 72
+_MEMORY, _MEMORY_SEND_BUFFER = 7, 3
+# set_sock_opts (drivers/net/wireguard/socket.c); SO_SNDBUFFORCE gives INT_MAX - 1 at most.
+_SEND_BUFFER = 2**31 - 1
 
 
 def read(netns: int, links: Iterable[Link]) -> tuple[tuple[WireguardDevice, ...], tuple[Unread, ...]]:
@@ -62,9 +67,7 @@ def read(netns: int, links: Iterable[Link]) -> tuple[tuple[WireguardDevice, ...]
             messages = connection.dump(_GET_DEVICE, attribute(_IFINDEX, u32(link.ifindex)))
             devices.append(decode(link.ifname, messages, unread))
     up = {link.ifname for link in found if link.up}
-    with entered(netns):
-        own = _kernel_ports()
-    return tuple(with_carriers(devices, up, own, _kernel_ports())), tuple(unread)
+    return tuple(with_carriers(devices, up, _ports(netns), _ports(None))), tuple(unread)
 
 
 def apply(netns: int, devices: Iterable[WireguardDevice], indices: Mapping[str, int]) -> None:
@@ -83,13 +86,13 @@ def apply(netns: int, devices: Iterable[WireguardDevice], indices: Mapping[str, 
 
 
 def with_carriers(
-    devices: Iterable[WireguardDevice], up: set[str], own: frozenset[int], callers: frozenset[int]
+    devices: Iterable[WireguardDevice], up: set[str], own: frozenset[int] | None, callers: frozenset[int] | None
 ) -> Iterator[WireguardDevice]:
     """``devices``, with the namespace that each sends in; of two with one port it cannot be told whose socket it is."""
     devices = tuple(devices)
     ports = Counter(device.listen_port for device in devices if device.ifname in up)
     for device in devices:
-        if device.ifname not in up:
+        if device.ifname not in up or own is None or callers is None:
             carrier = Carrier.UNKNOWN
         elif ports[device.listen_port] > 1:
             carrier = Carrier.ELSEWHERE
@@ -100,12 +103,20 @@ def with_carriers(
         yield replace(device, carrier=carrier)
 
 
-def _kernel_ports() -> frozenset[int]:
-    """The UDP ports of the calling thread's namespace that the kernel itself listens on, at any address."""
-    with open(_SOCKETS, encoding="ascii") as listed:
-        rows = [line.split() for line in listed.readlines()[1:]]
-    bound = (row[1].split(":") for row in rows if row[9] == "0")
-    return frozenset(int(port, 16) for address, port in bound if not int(address, 16))
+def _ports(netns: int | None) -> frozenset[int] | None:
+    """The ports of WireGuard's sockets in ``netns`` or the caller's namespace; None when the kernel does not tell."""
+    request = _DIAG_REQUEST.pack(socket.AF_INET, socket.IPPROTO_UDP, 1 << (_MEMORY - 1), 0xFFFFFFFF)
+    try:
+        with Netlink(_SOCK_DIAG, netns=netns) as connection:
+            found = [body for kind, body in connection.dump(_BY_FAMILY, request) if kind == _BY_FAMILY]
+    except KernelRefusal:
+        return None
+    return frozenset(_DIAG_PORT.unpack_from(body)[0] for body in found if _is_wireguard(body))
+
+
+def _is_wireguard(body: bytes) -> bool:
+    memory = parse(body, _DIAG_SIZE).get(_MEMORY, b"")
+    return number(memory[4 * _MEMORY_SEND_BUFFER :][:4]) == _SEND_BUFFER
 
 
 # ---- between the kernel's attributes and records -------------------------------------------------------------------

@@ -15,7 +15,7 @@ from ckpt.model.wireguard import Carrier, WireguardDevice
 KINDS = frozenset(
     {
         *("loopback", "veth", "bridge", "macvlan", "macvtap", "vlan", "dummy", "ifb", "tun"),
-        *("wireguard",),
+        *("bond", "ipvlan", "ipvtap", "nlmon", "vcan", "vrf", "wireguard"),
     }
 )
 """The kinds of link that travel."""
@@ -150,7 +150,7 @@ def _judge_carrier(device: WireguardDevice) -> Finding | None:
             severity=Severity.WARN,
             code="wireguard-carrier",
             subject=subject,
-            reason="while it is down it does not show in which namespace it sends; it is restored to send in its own",
+            reason="it does not show where it sends, as while it is down; it is restored to send in its own namespace",
             remedy="bring it up before the dump, where it was made in the host's namespace",
         )
     return None

@@ -18,7 +18,7 @@ class Carrier(enum.StrEnum):
     """The namespace that an interface sends its encrypted packets in: that in which it was made, wherever it is now.
 
     The kernel names it nowhere, but there the interface has a UDP socket while it is up. The namespace is its own or
-    the caller's, or neither has the socket (``elsewhere``), or nobody has one for it is down (``unknown``).
+    the caller's, or neither has the socket (``elsewhere``), or it does not show, as while it is down (``unknown``).
     """
 
     OWN = "own"
