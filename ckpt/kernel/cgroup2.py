@@ -1,0 +1,101 @@
+"""The cgroups that contexts are: directories of the one cgroup2 hierarchy, wherever it is mounted.
+
+That is /sys/fs/cgroup, or /sys/fs/cgroup/unified beside version 1 (hybrid), or nowhere yet; then it is mounted where
+the caller says. The directories that ckpt makes are children of the hierarchy's root, in which processes may stay.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ckpt.errors import UnsupportedError
+from ckpt.kernel import syscalls
+
+_REMOVAL_SECONDS = 5.0
+
+
+def mount_points(kind: str) -> Iterator[Path]:
+    """Where file systems of ``kind`` are mounted, as this process sees it."""
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        fields, _, rest = line.partition(" - ")
+        words = fields.split()
+        if rest.split()[0] == kind and words[3] == "/":
+            yield Path(words[4].encode(errors="surrogateescape").decode("unicode_escape"))
+
+
+def root(otherwise: Path | None = None) -> Path:
+    """The root of the hierarchy; mounted at ``otherwise`` when it is not mounted. UnsupportedError where it cannot."""
+    found = next(mount_points("cgroup2"), None)
+    if found is not None:
+        return found
+    reason = "it is mounted nowhere"
+    if otherwise is not None:
+        try:
+            otherwise.mkdir(mode=0o755, parents=True, exist_ok=True)
+            syscalls.mount("cgroup2", str(otherwise), kind="cgroup2")
+        except OSError as error:
+            reason = str(error)
+        else:
+            return otherwise
+    raise UnsupportedError(
+        "there is no cgroup2 hierarchy",
+        code="cgroup2-missing",
+        details=reason,
+        hint="boot a kernel with CONFIG_CGROUPS and CONFIG_CGROUP_BPF, and mount cgroup2",
+    )
+
+
+def create(path: Path) -> bool:
+    """Make the cgroup; whether it was not there."""
+    try:
+        path.mkdir(mode=0o755)
+    except FileExistsError:
+        return False
+    return True
+
+
+def pids(path: Path) -> tuple[int, ...]:
+    """The processes in the cgroup and in those below it, zombies included; none when it is gone."""
+    found = []
+    for directory, _, _ in os.walk(path):
+        try:
+            found += [int(word) for word in Path(directory, "cgroup.procs").read_text().split()]
+        except OSError:
+            continue
+    return tuple(found)
+
+
+def of_process(pid: int) -> str | None:
+    """The path of the process's cgroup within the hierarchy; None when there is no such process."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return next((line[3:] for line in lines if line.startswith("0::")), None)
+
+
+def enter(path: Path, pid: int) -> None:
+    """Move a process, with all its threads."""
+    (path / "cgroup.procs").write_text(str(pid))
+
+
+def remove(path: Path) -> None:
+    """Remove the cgroup and those below it, when their last processes are gone; what is attached goes with them."""
+    deadline = time.monotonic() + _REMOVAL_SECONDS
+    for directory, _, _ in os.walk(path, topdown=False):
+        while True:
+            try:
+                os.rmdir(directory)
+            except FileNotFoundError:
+                break
+            except OSError as error:
+                # A process that has ended counts until it is reaped.
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+            else:
+                break

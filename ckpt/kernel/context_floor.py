@@ -1,0 +1,192 @@
+"""What all contexts of a network namespace stand on: the books, the listeners, and the programs that bring packets.
+
+The floor is one program at the namespace's socket lookup, for TCP, and one at the ingress of each of its links, for
+UDP, which no lookup can be told about (a kernel before 6.6 has no such place, and then datagrams reach a wildcard
+socket on its first address alone). The first is held by a link that is pinned in a BPF file system of ckpt's own; the
+others stay with their links. Nothing else is written down: whoever wants the books asks the namespace for the program
+and the program for its maps.
+
+The caller holds the registry's lock, and is in the namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckpt.errors import UnsupportedError
+from ckpt.kernel import bpf_calls, bpf_object, cgroup2, netns, outside, syscalls
+from ckpt.kernel.bpf_object import KINDS
+
+_LOOKUP, _STEER = "floor/lookup", "floor/steer"
+_LOOKUP_NAME, _STEER_NAME = "ckpt_lookup", "ckpt_steer"
+MAPS = ("books", "listeners")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Floor:
+    """Descriptors of the maps that every context's programs refer to."""
+
+    books: int
+    listeners: int
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[Floor | None]:
+    """The floor of the caller's namespace for the time of the block; None when it has none."""
+    with ExitStack() as stack:
+        program = stack.enter_context(_attached_lookup())
+        maps = {} if program is None else maps_of(program, stack)
+        yield Floor(books=maps["books"], listeners=maps["listeners"]) if maps else None
+
+
+@contextlib.contextmanager
+def ensured(directory: Path) -> Iterator[Floor]:
+    """The floor of the caller's namespace, made when it has none, under every link that it has now.
+
+    ``directory`` is where ckpt's BPF file system is mounted.
+    """
+    with opened() as found:
+        if found is not None:
+            cover(found)
+            yield found
+            return
+    _make(directory)
+    with opened() as found:
+        if found is None:
+            raise UnsupportedError("the socket lookup of contexts is not there", code="bpf-floor", hint="try again")
+        cover(found)
+        yield found
+
+
+def _make(directory: Path) -> None:
+    contents = bpf_object.built()
+    with ExitStack() as stack:
+        maps = {}
+        for name in MAPS:
+            maps[name] = bpf_calls.map_create(f"ckpt_{name}", contents.maps[name])
+            stack.callback(os.close, maps[name])
+        program = contents.load(_LOOKUP, maps)
+        stack.callback(os.close, program)
+        space = netns.open_own()
+        stack.callback(os.close, space)
+        _mount(directory)
+        pin = directory / _pin_name(space)
+        pin.unlink(missing_ok=True)
+        link = bpf_calls.link_create(program, space, KINDS[_LOOKUP].attach)
+        stack.callback(os.close, link)
+        bpf_calls.pin(link, str(pin))
+
+
+def cover(floor: Floor) -> tuple[str, ...]:
+    """See to it that datagrams from every link are brought; the links that it was missing from."""
+    links = tuple(link for link in outside.links() if _attached_steer(link.ifindex) is None)
+    if not links:
+        return ()
+    program = bpf_object.built().load(_STEER, {"books": floor.books})
+    covered = []
+    try:
+        for link in links:
+            try:
+                bpf_calls.prog_attach(link.ifindex, program, KINDS[_STEER].attach)
+                covered.append(link.ifname)
+            except OSError as error:
+                if error.errno == errno.EINVAL:
+                    break  # before Linux 6.6
+                if error.errno != errno.ENODEV:
+                    raise
+    finally:
+        os.close(program)
+    return tuple(covered)
+
+
+def uncovered() -> tuple[str, ...]:
+    """The links from which datagrams for wildcard sockets come through on their first address alone."""
+    return tuple(link.ifname for link in outside.links() if _attached_steer(link.ifindex) is None)
+
+
+def remove(directory: Path) -> bool:
+    """Take the floor of the caller's namespace away; whether anything of it was there."""
+    removed = False
+    for link in outside.links():
+        program = _attached_steer(link.ifindex)
+        if program is not None:
+            descriptor = bpf_calls.prog_by_id(program)
+            try:
+                bpf_calls.prog_detach(link.ifindex, descriptor, KINDS[_STEER].attach)
+                removed = True
+            finally:
+                os.close(descriptor)
+    space = netns.open_own()
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            (directory / _pin_name(space)).unlink()
+            removed = True
+    finally:
+        os.close(space)
+    if directory in cgroup2.mount_points("bpf") and not any(directory.glob("lookup-*")):
+        syscalls.umount2(str(directory))
+        directory.rmdir()
+    return removed
+
+
+def is_there(directory: Path) -> bool:
+    """Whether the caller's namespace has anything of a floor."""
+    with _attached_lookup() as program:
+        if program is not None:
+            return True
+    return any(_attached_steer(link.ifindex) is not None for link in outside.links())
+
+
+def maps_of(program: int, stack: ExitStack) -> dict[str, int]:
+    """The maps that a program of ours uses, by their names in the source; closed by ``stack``."""
+    found = {}
+    for number in bpf_calls.prog_info(program).map_ids:
+        descriptor = bpf_calls.map_by_id(number)
+        stack.callback(os.close, descriptor)
+        found[bpf_calls.map_name(descriptor).removeprefix("ckpt_")] = descriptor
+    return found
+
+
+@contextlib.contextmanager
+def attached(target: int, attach_type: int, name: str) -> Iterator[int | None]:
+    """A descriptor of the program called ``name`` that is attached to ``target`` itself; None when there is none."""
+    with ExitStack() as stack:
+        found = None
+        for number in bpf_calls.prog_query(target, attach_type):
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = bpf_calls.prog_by_id(number)
+                stack.callback(os.close, descriptor)
+                if bpf_calls.prog_info(descriptor).name == name:
+                    found = descriptor
+        yield found
+
+
+@contextlib.contextmanager
+def _attached_lookup() -> Iterator[int | None]:
+    space = netns.open_own()
+    try:
+        with attached(space, KINDS[_LOOKUP].attach, _LOOKUP_NAME) as program:
+            yield program
+    finally:
+        os.close(space)
+
+
+def _attached_steer(ifindex: int) -> int | None:
+    with attached(ifindex, KINDS[_STEER].attach, _STEER_NAME) as program:
+        return None if program is None else bpf_calls.prog_info(program).id
+
+
+def _pin_name(space: int) -> str:
+    return f"lookup-{netns.inode(space)}"
+
+
+def _mount(directory: Path) -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if directory not in cgroup2.mount_points("bpf"):
+        syscalls.mount("bpf", str(directory), kind="bpf", data="mode=0700")
