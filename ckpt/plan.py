@@ -22,6 +22,7 @@ from ckpt.model.filtering import NO_FILTERING, Filtering
 from ckpt.model.forwarding import LabelRoute, NexthopObject
 from ckpt.model.ipsec import NO_IPSEC, Ipsec
 from ckpt.model.network import (
+    PAIRED,
     Address,
     ConntrackEntry,
     Expectation,
@@ -56,7 +57,7 @@ class WriteSysctls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeLink:
-    """``link`` is there, down; ``peer`` is the other end of a veth that has both in what is made.
+    """``link`` is there, down; ``peer`` is the other of a pair that has both in what is made.
 
     One that is made ``from_outside`` keeps a part of itself in the caller's namespace.
     """
@@ -68,7 +69,7 @@ class MakeLink:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceCounterpart:
-    """The outside end of the veth ``link`` stands as its counterpart says: in its bridge, with its addresses, up."""
+    """The outside end of the pair ``link`` stands as its counterpart says: in its bridge, with its addresses, up."""
 
     link: Link
 
@@ -321,11 +322,12 @@ def _make_links(links: Sequence[Link], outside: Container[str]) -> Iterable[Step
             raise UnsupportedError(f"the link {link.ifname} cannot be made", code="link-kind", details=reason)
         made.add(link.ifname)
         other = link.counterpart
-        peer = by_name.get(other.ifname) if link.kind == "veth" and other and other.place is Place.INSIDE else None
+        paired = other if link.kind in PAIRED else None
+        peer = by_name.get(paired.ifname) if paired and paired.place is Place.INSIDE else None
         if peer is not None:
             made.add(peer.ifname)
         yield MakeLink(link=link, peer=peer, from_outside=link.ifname in outside)
-        if link.kind == "veth" and other is not None and other.place is Place.CALLER:
+        if paired and paired.place is Place.CALLER:
             yield PlaceCounterpart(link=link)
 
 
@@ -339,7 +341,7 @@ def order_links(links: Sequence[Link]) -> tuple[Link, ...]:
         while below is not None and below.ifname not in ordered and below not in chain:
             chain.append(below)
             other = below.counterpart
-            inside = other is not None and other.place is Place.INSIDE and below.kind != "veth"
+            inside = other is not None and other.place is Place.INSIDE and below.kind not in PAIRED
             below = by_name.get(other.ifname) if inside and other is not None else None
         ordered.update((one.ifname, one) for one in reversed(chain))
     return tuple(ordered.values())

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ckpt.errors import UnsupportedError
-from ckpt.model.network import Link, Network, Place
+from ckpt.model.network import PAIRED, Link, Network, Place
 from ckpt.plan import BringUp, MakeLink, PlaceCounterpart, Step, plan_network
 
 Node = tuple[str, str]
@@ -90,7 +90,7 @@ def _making(
                 continue
             if other not in order:
                 raise _missing(step.link)
-            if step.link.kind == "veth":
+            if step.link.kind in PAIRED:
                 step = replace(step, peer=wanted[other[0]].link(other[1]))
                 made.add(other)
         yield key, step
@@ -127,6 +127,6 @@ def _order(wanted: Mapping[str, Network]) -> Iterable[Node]:
 
 def _below(key: str, link: Link) -> Node | None:
     other = link.counterpart
-    if other is None or link.kind == "veth" or other.place is Place.CALLER:
+    if other is None or link.kind in PAIRED or other.place is Place.CALLER:
         return None
     return (key if other.place is Place.INSIDE else other.netns), other.ifname

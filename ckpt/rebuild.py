@@ -22,7 +22,7 @@ from ckpt.kernel import apply, netns, outside, rtnl, takedown
 from ckpt.kernel.group_lock import GroupLock
 from ckpt.kernel.lock import NetworkLock
 from ckpt.model.checkpoint import Checkpoint, NestedNetwork
-from ckpt.model.network import Counterpart, Link, Network, Place
+from ckpt.model.network import PAIRED, Counterpart, Link, Network, Place
 from ckpt.pins import pinned
 from ckpt.plan_group import plan_networks
 from ckpt.silence import scope_of
@@ -78,7 +78,7 @@ class Home:
     def parent(self) -> str | None:
         """The host's link below the group's macvlan or vlan."""
         links = (link for room in self.rooms for link in room.network.links)
-        lower = (link.counterpart for link in links if link.kind != "veth" and link.counterpart)
+        lower = (link.counterpart for link in links if link.kind not in PAIRED and link.counterpart)
         return next((end.ifname for end in lower if end.place is Place.CALLER), None)
 
 
@@ -183,5 +183,5 @@ def _outside_veths(network: Network) -> tuple[tuple[Link, Counterpart], ...]:
     return tuple(
         (link, link.counterpart)
         for link in network.links
-        if link.kind == "veth" and link.counterpart is not None and link.counterpart.place is Place.CALLER
+        if link.kind in PAIRED and link.counterpart is not None and link.counterpart.place is Place.CALLER
     )

@@ -43,7 +43,7 @@ from ckpt.kernel import (
 from ckpt.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, KernelRefusal, Netlink
 from ckpt.kernel.netns import open_own
 from ckpt.kernel.rtnl_links import LinkReader, RawLink
-from ckpt.model.network import Address, Counterpart, Link, Place, Route
+from ckpt.model.network import PAIRED, Address, Counterpart, Link, Place, Route
 
 _SETTLING = 5.0
 _CARRIERS = 1.5
@@ -168,7 +168,10 @@ class _Applier:
                 self._make_on(self._outside, link, 0)
             elif other is None or other.place is Place.INSIDE:
                 lower = 0 if peer is not None or other is None else self._indices[other.ifname]
-                rtnl_links.make(self._inside, link, lower=lower, peer=peer)
+                if peer is not None:
+                    rtnl_links.make_pair(self._inside, link, peer, self._netns)
+                else:
+                    rtnl_links.make(self._inside, link, lower=lower)
             elif other.place is Place.ELSEWHERE:
                 self._make_across(link, other, peer)
             else:
@@ -182,9 +185,9 @@ class _Applier:
         """Make a link whose counterpart is in the caller's namespace; asked for from inside, see ``_make_across``."""
         own = open_own()
         try:
-            if link.kind == "veth":
+            if link.kind in PAIRED:
                 # The host chooses the index of its own end.
-                rtnl_links.make(self._inside, link, peer=replace(other, ifindex=0), peer_netns=own)
+                rtnl_links.make_pair(self._inside, link, replace(other, ifindex=0), own)
             else:
                 self._make_on(self._outside, link, self._outside_index(other.ifname, f"{link.ifname} stands on it"))
         finally:
@@ -213,8 +216,8 @@ class _Applier:
         Asked for from inside: older kernels look for a link of its name and index where the request comes from.
         """
         there = self._spaces[other.netns]
-        if link.kind == "veth":
-            rtnl_links.make(self._inside, link, peer=peer, peer_netns=there)
+        if link.kind in PAIRED and peer is not None:
+            rtnl_links.make_pair(self._inside, link, peer, there)
             return
         with Netlink(netns=there) as connection:
             lower = rtnl_links.read_one(connection, ifname=other.ifname)
@@ -485,7 +488,7 @@ def _delete_outside(index: int, ifname: str) -> None:
     """Undo: the end of the pair that is in the caller's namespace goes, unless the pair has gone already."""
     with Netlink() as outside:
         raw = rtnl_links.read_one(outside, ifindex=index)
-        if raw is not None and raw.ifname == ifname and raw.kind == "veth":
+        if raw is not None and raw.ifname == ifname and raw.kind in PAIRED:
             with contextlib.suppress(KernelRefusal):
                 rtnl_links.delete(outside, index)
 

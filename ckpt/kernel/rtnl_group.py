@@ -13,11 +13,11 @@ from dataclasses import replace
 from ckpt.kernel import rtnl, rtnl_links
 from ckpt.kernel.netlink import Netlink
 from ckpt.kernel.rtnl_links import RawLink
-from ckpt.model.network import Counterpart, Link, Network, Place
+from ckpt.model.network import PAIRED, Counterpart, Link, Network, Place
 
 _IFLA_LINK_NETNSID = 37
 
-_ON_ANOTHER = frozenset({"veth", "vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"})
+_ON_ANOTHER = PAIRED | {"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"}
 """Kinds for which IFLA_LINK is always a link's index. A tunnel without a lower link names its own, or none, and is
 elsewhere all the same when the packets that it sends are routed in another namespace."""
 

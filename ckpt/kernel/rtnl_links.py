@@ -86,6 +86,9 @@ _IFF_RUNNING = 0x40
 _IFF_LOWER_UP = 0x10000
 _SETTABLE = sum(_FLAGS.values())
 
+# What a link has that has none, though its kind could.
+_NO_MAC = "00:00:00:00:00:00"
+
 _HEADER = struct.Struct("=BxHiII")
 
 
@@ -284,7 +287,7 @@ def make(
     peer: Link | Counterpart | None = None,
     peer_netns: int | None = None,
 ) -> None:
-    """Make ``link``, down, in ``netns`` or the socket's own namespace; a veth's ``peer`` in ``peer_netns`` or there.
+    """Make ``link``, down, in ``netns`` or the socket's own namespace; a pair's ``peer`` in ``peer_netns`` or there.
 
     ``lower`` is the index of the link it stands on, in the socket's namespace. Raises KernelRefusal.
     """
@@ -298,6 +301,7 @@ def make(
     options = {} if link.kind == "bridge" else link.options
     if link.kind == rtnl_bond.KIND:
         options = {name: value for name, value in options.items() if name == "mode"}
+    options = {name: value for name, value in options.items() if name != rtnl_virtual.PRIMARY}
     data = [rtnl_codecs.encode(rtnl_kinds.OPTIONS[link.kind], options)]
     if lower and named is not None:
         data.append(attribute(named, u32(lower)))
@@ -307,6 +311,16 @@ def make(
     info = [attribute(_INFO_KIND, link.kind.encode()), nested(_INFO_DATA, *data)]
     body = _header(link.ifindex) + b"".join(attributes) + nested(_IFLA_LINKINFO, *info)
     connection.request(RTM_NEWLINK, body, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
+
+
+def make_pair(connection: Netlink, link: Link, peer: Link | Counterpart, peer_netns: int) -> None:
+    """Make ``link`` in the socket's namespace, and its ``peer`` in ``peer_netns``; see ``make``."""
+    if link.options.get(rtnl_virtual.PRIMARY) != "0":
+        make(connection, link, peer=peer, peer_netns=peer_netns)
+        return
+    options = rtnl_virtual.seen_from_peer(link.options)
+    first = Link(ifname=peer.ifname, kind=link.kind, ifindex=peer.ifindex, mac=peer.mac, mtu=peer.mtu, options=options)
+    make(connection, peer if isinstance(peer, Link) else first, netns=peer_netns, peer=link)
 
 
 def move(connection: Netlink, ifindex: int, netns: int, *, ifname: str, new_ifindex: int) -> None:
@@ -323,7 +337,7 @@ def _creation(link: Link | Counterpart) -> bytes:
         parts.append(attribute(_IFLA_IFNAME, string(link.ifname)))
     own = link.port_options.get(rtnl_bond.PERMANENT_MAC, link.mac) if isinstance(link, Link) else link.mac
     # A bridge that is given an address keeps it; one that is not follows its ports.
-    if own and link.kind != "bridge":
+    if own and link.kind != "bridge" and own != _NO_MAC:
         parts.append(attribute(_IFLA_ADDRESS, netlink.mac_bytes(own)))
     if link.mtu:
         parts.append(attribute(_IFLA_MTU, u32(link.mtu)))

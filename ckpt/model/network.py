@@ -29,6 +29,9 @@ FALLBACK_DEVICES = frozenset(
 )
 """The links that tunnel drivers make by themselves in every namespace; they hold nothing of the group."""
 
+PAIRED = frozenset({"veth", "vxcan", "netkit"})
+"""The kinds of link that are made as two, each the other's counterpart."""
+
 MAIN_TABLE = 254
 LOCAL_TABLE = 255
 
@@ -65,7 +68,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counterpart:
-    """What a link's IFLA_LINK names: the peer of a veth, or the lower link of a vlan or macvlan.
+    """What a link's IFLA_LINK names: the other of a pair (a veth's peer), or the lower link of a vlan or macvlan.
 
     For one in the namespace itself only the name and index matter. For one in the caller's namespace the rest says
     how it stood there; ``master`` is the bridge it was a port of. One elsewhere is in the group's network namespace

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ckpt.model.finding import Finding, Severity
-from ckpt.model.network import Address, Link, Network, Place, Unread
+from ckpt.model.network import PAIRED, Address, Link, Network, Place, Unread
 from ckpt.model.wireguard import Carrier, WireguardDevice
 
 KINDS = frozenset(
     {
         *("loopback", "veth", "bridge", "macvlan", "macvtap", "vlan", "dummy", "ifb", "tun"),
-        *("bond", "ipvlan", "ipvtap", "nlmon", "vcan", "vrf", "wireguard"),
+        *("bond", "ipvlan", "ipvtap", "netkit", "nlmon", "vcan", "vrf", "vxcan", "wireguard"),
     }
 )
 """The kinds of link that travel."""
@@ -173,7 +173,7 @@ def why_not(link: Link) -> str:
         return f"links of kind {link.kind or 'physical'} are not supported"
     if other is not None and other.place is Place.ELSEWHERE and not other.netns:
         return "its other end is in a third network namespace"
-    if link.kind in ("veth", "vlan", "macvlan", "macvtap") and other is None:
+    if link.kind in ("vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", *PAIRED) and other is None:
         return "what it stands on is not known"
     if link.kind == "tun" and link.options.get("persist") != "1":
         return "it is not persistent, so it goes with the process that made it"

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from ckpt.model.checkpoint import Checkpoint, CriuNotes, Mount
 from ckpt.model.host import FileNeed, FileRole, Needs, Probe
-from ckpt.model.network import Address, Link, Network, Place
+from ckpt.model.network import PAIRED, Address, Link, Network, Place
 from ckpt.model.process import FileKind, Isolation, MappedFile, OpenFile, Process
 from ckpt.model.socket import Endpoint, Socket
 
@@ -69,12 +69,12 @@ def segments(networks: Networks, key: str, ifname: str) -> tuple[str, ...]:
         other = link.counterpart
         if other is not None and other.place is Place.CALLER:
             # a veth's other end is a port of its master; the others hang on the very link
-            attached = other.master if link.kind == "veth" else other.ifname
+            attached = other.master if link.kind in PAIRED else other.ifname
             found |= {attached: None} if attached else {}
         elif other is not None:
             there = key if other.place is Place.INSIDE else other.netns
             end = _link(networks, there, other.ifname)
-            if link.kind != "veth":
+            if link.kind not in PAIRED:
                 waiting.append((there, other.ifname))
             elif end is not None and end.master:
                 waiting.append((there, end.master))

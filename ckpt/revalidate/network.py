@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.finding import Finding
 from ckpt.model.host import TargetFacts
-from ckpt.model.network import Counterpart, Link, Network, Place
+from ckpt.model.network import PAIRED, Counterpart, Link, Network, Place
 from ckpt.revalidate.needs import all_segments, host_part, is_own_address
 from ckpt.revalidate.verdict import block, ok, warn
 
@@ -35,7 +35,7 @@ def check_network(checkpoint: Checkpoint, target: TargetFacts) -> Iterator[Findi
 
 
 def _attachment(link: Link, outside: Counterpart, target: TargetFacts, *, bridge_made: bool) -> Iterator[Finding]:
-    if link.kind == "veth":
+    if link.kind in PAIRED:
         if outside.ifname and target.link(outside.ifname) is not None:
             yield ok(
                 "link-name-taken", outside.ifname, f"taken here; the host's end of {link.ifname} gets another name"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ckpt.kernel import netns, rtnl
-from ckpt.model.network import Network
+from ckpt.model.network import PAIRED, Network
 from tests.net import spaces
 from tests.net.spaces import assert_equal, comparable, fresh, restored, settle, shell
 
@@ -70,7 +70,7 @@ def copied(group: int) -> Iterator[tuple[Network, int]]:
     settle(group)
     network = rtnl.read_network(group)
     for link in network.links:
-        if link.counterpart and link.counterpart.place == "caller" and link.kind == "veth":
+        if link.counterpart and link.counterpart.place == "caller" and link.kind in PAIRED:
             shell(f"ip link del {link.counterpart.ifname}")
     with restored(network) as copy:
         settle(copy)

@@ -12,7 +12,7 @@ import pytest
 
 from ckpt.errors import NetworkError
 from ckpt.kernel import apply, conntrack, netns, nft, rtnl, sysctl
-from ckpt.model.network import Network
+from ckpt.model.network import PAIRED, Network
 from ckpt.model.travel import cannot_travel
 from ckpt.plan import plan_network
 from tests.net import spaces
@@ -121,7 +121,7 @@ def copied(group: int) -> Iterator[tuple[Network, int]]:
     settle(group)
     network = rtnl.read_network(group)
     for link in network.links:
-        if link.counterpart and link.counterpart.place == "caller" and link.kind == "veth":
+        if link.counterpart and link.counterpart.place == "caller" and link.kind in PAIRED:
             shell(f"ip link del {link.counterpart.ifname}")
     with restored(network) as copy:
         settle(copy)

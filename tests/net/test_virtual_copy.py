@@ -100,6 +100,9 @@ VIRTUAL = {
     "vcan": "ip link add vc0 type vcan; ip link set vc0 up; ip link add vc1 mtu 16 type vcan",
     "vxcan": """ip link add vx0 index 70 type vxcan peer name vx1 index 71; ip link set vx0 up; ip link set vx1 mtu 16
         ip link set vx1 up""",
+    "netkit": """ip link add nk0 index 70 type netkit mode l2 forward peer blackhole name nk1
+        ip link set nk0 address 02:00:00:00:00:70 up; ip link set nk1 mtu 1400 up; ip addr add 10.5.0.1/24 dev nk1
+        ip link add nk2 type netkit mode l3 scrub none peer scrub none name nk3; ip link set nk3 up""",
 }
 
 STACKS = {
@@ -137,6 +140,24 @@ def test_copy_of_virtual_links_is_equal(group: int, what: str) -> None:
     shell(VIRTUAL[what], group)
     network = assert_copy_equal(group, COMMANDS)
     assert cannot_travel(network) == ()
+
+
+PAIRS = {
+    "vxcan": "ip link add out0 type vxcan peer name in0",
+    "netkit-primary-outside": "ip link add out0 type netkit mode l2 forward peer blackhole name in0",
+    "netkit-primary-inside": "ip link add in0 type netkit mode l3 forward peer blackhole name out0",
+}
+
+
+@pytest.mark.parametrize("what", PAIRS)
+def test_copy_of_pair_with_one_end_on_the_host_is_equal(host: int, what: str) -> None:
+    need(PAIRS[what], f"links as in {what}")
+    with fresh() as space:
+        shell(f"{PAIRS[what]}; ip link set in0 netns {spaces.path(space)}; ip link set out0 mtu 70 up")
+        shell("ip link set in0 up; ip link set lo up", space)
+        network = assert_copy_equal(space, COMMANDS)
+    assert cannot_travel(network) == ()
+    assert [link.counterpart.ifname for link in network.links if link.counterpart] == ["out0"]
 
 
 @pytest.mark.parametrize("kind", ["ipvlan", "ipvtap"])
