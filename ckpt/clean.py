@@ -24,7 +24,7 @@ from pathlib import Path
 from ckpt import held, registry, stop
 from ckpt.errors import CkptError, NetworkError, NotFoundError
 from ckpt.image import Reader
-from ckpt.kernel import datagrams, ending, lock, mntns, netns, outside, proc, remains, takedown
+from ckpt.kernel import datagrams, ending, link_remaps, lock, mntns, netns, outside, proc, remains, takedown
 from ckpt.model.checkpoint import ConnectedDatagram
 from ckpt.registry import OperationEntry
 
@@ -156,6 +156,8 @@ class _Search:
             for one in _disconnected(work, {process.pid for process in processes}):
                 subject = f"of PID {one.pid} to {one.path}"
                 yield _Found("connection", subject, f"dissolved: {what}", partial(datagrams.reconnect, [one]))
+            for path in link_remaps.find(processes):
+                yield _Found("file", str(path), what, partial(link_remaps.remove, [path]))
             if remains.is_covered(pid):
                 yield _Found("mount", f"/proc of PID {pid}", what, partial(mntns.uncover, pid))
 

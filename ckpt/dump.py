@@ -30,7 +30,19 @@ from ckpt.errors import CkptError, ExistsError, NotFoundError, RefusedError, Rol
 from ckpt.explain import explain
 from ckpt.holding import SignalHold
 from ckpt.image import Summary, Writer, created
-from ckpt.kernel import criu, datagrams, ending, host, mntns, netns, proc, rtnl_group, sockdiag, takedown
+from ckpt.kernel import (
+    criu,
+    datagrams,
+    ending,
+    host,
+    link_remaps,
+    mntns,
+    netns,
+    proc,
+    rtnl_group,
+    sockdiag,
+    takedown,
+)
 from ckpt.kernel.group_lock import GroupLock
 from ckpt.kernel.lock import NetworkLock
 from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group
@@ -443,6 +455,7 @@ class _Dump:
         """What to say of a dump that CRIU has undone, or that CRIU's own death ended."""
         if error.code == "criu-died":
             takedown.leave_repair(self._facts.processes)
+            link_remaps.remove(link_remaps.find(self._facts.processes))
         self._lock.release()
         if not isinstance(error, criu.CriuError):
             error.details = "\n".join(filter(None, [error.details, f"{self._name} runs on as it was"]))

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +25,7 @@ from tests.conftest import random_name
 from tests.criu import fault_groups, fault_lab
 from tests.criu.fault_lab import Fault, Survivor
 from tests.criu.fault_world import World, made_world
-from tests.criu.groups import wait_for
+from tests.criu.groups import Starter, wait_for
 
 CKPT = (sys.executable, "-c", "from ckpt.cli.main import main; main()")
 
@@ -150,6 +151,32 @@ def test_clean_puts_a_group_in_order_whose_ckpt_and_criu_were_killed(world: Worl
         # What the server did in the meantime may have cost it its connection, but it can be reached.
         with survivor.group.stream() as stream:
             stream.progress(100)
+
+
+UNNAMED = """
+import os, sys, time
+held = open(sys.argv[1] + "/one", "w+")
+held.write("kept"); held.flush()
+os.link(sys.argv[1] + "/one", sys.argv[1] + "/two"); os.unlink(sys.argv[1] + "/one")
+print("ready", flush=True)
+while True:
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize("victim", ["criu", "both"])
+def test_clean_leaves_no_second_name_of_a_file_that_lost_its_own(start: Starter, tmp_path: Path, victim: str) -> None:
+    group = start(["python3", "-c", UNNAMED, str(tmp_path)])
+    group.wait_for_log("ready")
+    survivor = Survivor(group, lambda: None, group.images / "group.ckpt", group.addresses.v4)
+    outcome = fault_lab.run(survivor.plan(Fault(work="dump", point=f"return {_DUMP}._read_frozen", fault=victim)))
+    assert outcome.struck
+    names = {path.name for path in tmp_path.glob("link_remap.*")}
+    assert bool(names) == (victim == "both")
+    assert names <= {Path(action.subject).name for action in clean.clean()}
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["two"]
+    group.round_trip()
+    assert (tmp_path / "two").read_text() == "kept"
 
 
 # -- what it leaves alone ------------------------------------------------------------------------------------------
