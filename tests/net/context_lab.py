@@ -1,0 +1,190 @@
+"""A place for tests of IP-set contexts: a host with many addresses, a peer behind a link, and agents that hold sockets.
+
+An agent is a process of its own, somewhere: in a context, unconfined on the host, or at the peer. It does what it is
+told, a line of Python at a time, and answers with a value or with the errno of the call that failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ckpt.kernel import cgroup2, context, netns
+from ckpt.model.context import Context, parse_set
+from tests.conftest import random_name
+from tests.net import spaces
+
+SECONDS = 5.0
+"""How long an agent waits for a packet that has to come."""
+
+HOST = {
+    "first": ("10.77.0.11/24", "fd77::11/64"),
+    "second": ("10.77.1.11/24", "fd77:1::11/64"),
+    "other": ("10.77.0.12/24", "fd77::12/64"),
+    "free": ("10.77.0.1/24", "fd77::1/64"),
+    "free2": ("10.77.1.1/24", "fd77:1::1/64"),
+}
+PEER = {"near": ("10.77.0.2", "fd77::2"), "second": ("10.77.1.2", "fd77:1::2"), "far": ("10.99.0.2", "fd99::2")}
+
+_AGENT = """
+import json, os, socket, sys, threading, errno, time
+socket.setdefaulttimeout(SECONDS)
+names = globals()
+def plain(value):
+    if isinstance(value, bytes): return value.decode()
+    if isinstance(value, (list, tuple)): return [plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else None
+for line in sys.stdin:
+    code = json.loads(line)
+    try:
+        try:
+            compiled = compile(code, 'agent', 'eval')
+        except SyntaxError:
+            exec(compile(code, 'agent', 'exec'), names); answer = {'value': None}
+        else:
+            answer = {'value': plain(eval(compiled, names))}
+    except TimeoutError:
+        answer = {'errno': errno.ETIMEDOUT, 'text': 'timed out'}
+    except OSError as error:
+        answer = {'errno': error.errno, 'text': str(error)}
+    except BaseException as error:
+        answer = {'failed': repr(error)}
+    print(json.dumps(answer), flush=True)
+"""
+
+
+class Agent:
+    """A process that does as it is told. ``cgroup`` is where it was before it made any socket."""
+
+    def __init__(self, space: int, cgroup: str | None = None) -> None:
+        code = _AGENT.replace("SECONDS", str(SECONDS))
+        if cgroup is not None:
+            code = f"open({str(Path(cgroup) / 'cgroup.procs')!r}, 'w').write('0')\n{code}"
+        with netns.entered(space):
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def do(self, code: str) -> Any:
+        """Run a statement, or evaluate an expression; OSError as in the agent."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(code) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline() or '{"failed": "the agent has ended"}')
+        if "failed" in answer:
+            raise AssertionError(f"{code}: {answer['failed']}")
+        if "errno" in answer:
+            raise OSError(answer["errno"], f"{code}: {answer['text']}")
+        return answer["value"]
+
+    def fails(self, code: str) -> str:
+        """The name of the errno with which ``code`` fails; empty when it does not."""
+        try:
+            self.do(code)
+        except OSError as error:
+            return errno.errorcode[error.errno or 0]
+        return ""
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@dataclass
+class Lab:
+    """The host, the peer, and everything that was started; all of it ends with ``stack``."""
+
+    host: int
+    peer: int
+    directory: Path
+    stack: ExitStack
+    agents: list[Agent] = field(default_factory=list)
+
+    def context(self, *texts: str) -> Context:
+        """A context of the host."""
+        with netns.entered(self.host):
+            return context.create(random_name("c"), parse_set(texts), self.directory, self.stack)
+
+    def inside(self, confined: Context) -> Agent:
+        """An agent in a context."""
+        return self._agent(self.host, confined.cgroup)
+
+    def unconfined(self) -> Agent:
+        """An agent of the host's, in no context."""
+        return self._agent(self.host)
+
+    def at_peer(self) -> Agent:
+        """An agent at the other end of the host's link."""
+        return self._agent(self.peer)
+
+    def _agent(self, space: int, cgroup: str | None = None) -> Agent:
+        agent = Agent(space, cgroup)
+        self.agents.append(agent)
+        # an exit stack ends what came last first: agents before the contexts that they are in
+        self.stack.callback(agent.end)
+        return agent
+
+    def end_agents(self) -> None:
+        while self.agents:
+            self.agents.pop().end()
+
+    def books(self) -> list[str]:
+        """What the books have, as text."""
+        with netns.entered(self.host):
+            return sorted(f"{one.protocol} {one.address} {one.port} ×{one.sockets}" for one in context.claims())
+
+
+def ip(which: str, family: int, hosts: dict[str, tuple[str, str]] | None = None) -> str:
+    """The plain address of the host (or of another table) that is called ``which``."""
+    return (hosts or HOST)[which][family == 6].partition("/")[0]
+
+
+@contextlib.contextmanager
+def lab(directory: Path) -> Iterator[Lab]:
+    """A host and a peer, joined by a link with all of ``HOST`` on one end and all of ``PEER`` on the other."""
+    with spaces.fresh() as host, spaces.fresh() as peer, ExitStack() as stack:
+        for space in (host, peer):
+            spaces.shell("sysctl -qw net.ipv6.conf.default.accept_dad=0; ip link set lo up", space)
+        spaces.shell(f"ip link add eth0 type veth peer name eth0 netns {spaces.path(peer)}; ip link set eth0 up", host)
+        spaces.shell("ip link set eth0 up", peer)
+        _fill(host, [address for pair in HOST.values() for address in pair])
+        _fill(peer, [f"{ip(which, family, PEER)}/{24 if family == 4 else 64}" for which in PEER for family in (4, 6)])
+        spaces.shell("ip route add default via 10.77.0.2; ip -6 route add default via fd77::2", host)
+        spaces.shell("ip route add default via 10.77.0.1; ip -6 route add default via fd77::1", peer)
+        spaces.settle(host)
+        spaces.settle(peer)
+        with netns.entered(host):
+            yield Lab(host=host, peer=peer, directory=directory, stack=stack)
+            stack.close()
+
+
+def _fill(space: int, addresses: Sequence[str]) -> None:
+    script = "\n".join(f"ip addr add {address} dev eth0" + " nodad" * (":" in address) for address in addresses)
+    spaces.shell(script, space)
+
+
+def cgroups_left() -> list[str]:
+    """Contexts of the caller's namespace that are still there."""
+    return [name for name, _ in context.found()]
+
+
+def processes_in(confined: Context) -> tuple[int, ...]:
+    return cgroup2.pids(Path(confined.cgroup))
+
+
+def can_be_made() -> bool:
+    """Whether contexts can be made here at all."""
+    return os.geteuid() == 0
