@@ -112,7 +112,7 @@ def refuses(client: Agent, protocol: str, address: str) -> str:
     return client.fails("c.recv(100)")
 
 
-# -- 2: binding ----------------------------------------------------------------------------------------------------------
+# -- 2: binding --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -257,7 +257,7 @@ while True:
 """
 
 
-# -- 4: sources ----------------------------------------------------------------------------------------------------------
+# -- 4: sources --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -345,7 +345,7 @@ s.sendmsg([b'answer'], [(socket.IPPROTO_IPV6, 50, found[0][2])], 0, source)
 """
 
 
-# -- 6: the loopback address ---------------------------------------------------------------------------------------------
+# -- 6: the loopback address -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -421,7 +421,7 @@ def test_other_loopback_addresses_are_the_contexts_own_too(place: Lab, one: Cont
     assert refuses(client, "tcp", "127.1.1.1") == "ENETUNREACH"
 
 
-# -- what is not all of a network ----------------------------------------------------------------------------------------
+# -- what is not all of a network --------------------------------------------------------------------------------------
 
 
 def test_context_of_one_family_has_both_loopbacks(place: Lab) -> None:
