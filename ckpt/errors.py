@@ -100,3 +100,9 @@ class UnknownOutcomeError(CkptError):
     """It cannot be told whether the group runs: the details say where to look."""
 
     status = 13
+
+
+class RemoteError(CkptError):
+    """The other host cannot be reached, or what answers there is no ckpt that fits this one."""
+
+    status = 15
