@@ -13,6 +13,9 @@ group reachable. A permanent table stays until somebody removes it: for the time
 which the tasks of a committed dump die. Where the kernel knows no owner, an owned lock is silently a permanent one,
 which ``find`` and ``remove`` let a later clean-up take away.
 
+A *mute* lock drops neighbour discovery too, and has a second table of the same name in the family arp which drops ARP:
+while a group moves, its address is answered for where it still is, and by nobody else. It is always permanent.
+
 A group in the host's own namespace must not silence the host: there a ``Scope`` names what belongs to the group.
 """
 
@@ -62,9 +65,10 @@ class NetworkLock:
     place stays after this process, if it is permanent.
     """
 
-    def __init__(self, netns: int, *, scope: Scope | None = None) -> None:
+    def __init__(self, netns: int, *, scope: Scope | None = None, mute: bool = False) -> None:
         self._netns = netns
         self._scope = scope
+        self._mute = mute
         self._tables: list[_Table] = []
 
     @property
@@ -87,7 +91,7 @@ class NetworkLock:
         Called again with ``permanent`` it puts a lock that outlives this process in the place of an owned one,
         without a moment between them. Raises NetworkError (`lock-lost`) when there was one all the same.
         """
-        self._replace(_closing_rules(self._scope), owned=not permanent)
+        self._replace(_closing_rules(self._scope, mute=self._mute), owned=not (permanent or self._mute))
 
     def require_intact(self) -> None:
         """NetworkError (`lock-lost`) when somebody has killed the holder of a table, and so opened the lock.
@@ -154,8 +158,11 @@ def remove(netns: int, name: str) -> None:
     """
     if not is_lock(name) or name not in find(netns):
         raise NotFoundError(f"there is no network lock {name}", code="lock-missing")
+    commands = f"delete table inet {name}\n"
+    if f"table arp {name}" in run(["nft", "list", "tables", "arp"], netns=netns).decode(errors="replace"):
+        commands += f"delete table arp {name}\n"
     try:
-        run(["nft", "delete", "table", "inet", name], netns=netns)
+        run(["nft", "-f", "-"], input=commands.encode(), netns=netns)
     except CommandError as error:
         raise NetworkError(
             f"cannot remove the network lock {name}",
@@ -183,22 +190,32 @@ class _Rules:
     inbound: tuple[str, ...]
     outbound: tuple[str, ...]
     sets: tuple[str, ...] = ()
+    mute: bool = False
 
     def table(self, name: str, flags: str = "") -> str:
         """The command for one table, on one line: an interactive nft takes nothing else as one transaction."""
-        passing = (f"meta mark {MARK:#x} accept", "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept")
+        passing = [f"meta mark {MARK:#x} accept"]
+        if not self.mute:
+            passing.append("icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept")
         chains = [
             f"chain {chain} {{ type filter hook {hook} priority {_PRIORITY}; policy accept; "
             + "; ".join((*passing, *rules))
             + "; }"
             for chain, hook, rules in (("inbound", "prerouting", self.inbound), ("outbound", "output", self.outbound))
         ]
-        return f"add table inet {name} {{ {'; '.join((*filter(None, [flags]), *self.sets, *chains))}; }}\n"
+        table = f"add table inet {name} {{ {'; '.join((*filter(None, [flags]), *self.sets, *chains))}; }}\n"
+        return table + (_MUTE_ARP.format(name=name) if self.mute else "")
 
 
-def _closing_rules(scope: Scope | None) -> _Rules:
+_MUTE_ARP = (
+    "add table arp {name} {{ chain inbound {{ type filter hook input priority 0; policy drop; }}; "
+    "chain outbound {{ type filter hook output priority 0; policy drop; }}; }}\n"
+)
+
+
+def _closing_rules(scope: Scope | None, *, mute: bool = False) -> _Rules:
     if scope is None:
-        return _Rules(("drop",), ("drop",))
+        return _Rules(("drop",), ("drop",), mute=mute)
     inbound: list[str] = []
     outbound: list[str] = []
     sets: list[str] = []
