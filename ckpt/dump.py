@@ -21,15 +21,16 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckpt import forecast, held, registry, sections, spaces
 from ckpt.check import GHOST_LIMIT
 from ckpt.errors import CkptError, ExistsError, NotFoundError, RefusedError, RolledBackError, StorageError
 from ckpt.explain import explain
+from ckpt.handover import Destination, Handover, StreamHandover
 from ckpt.holding import SignalHold
-from ckpt.image import Summary, Writer, created
+from ckpt.image import Summary, Writer
 from ckpt.kernel import (
     criu,
     datagrams,
@@ -102,9 +103,11 @@ def dump_group(
     force: bool = False,
     progress: Progress | None = None,
     criu_path: str | None = None,
+    handover: Handover | None = None,
 ) -> DumpReport:
     """Dump the group called ``target``, or the process tree below the PID ``target``, into ``output``.
 
+    ``handover`` is asked before the group is taken away, where another side has a say in that.
     Raises RefusedError when a check finds what would fail (nothing was touched), RolledBackError when the dump failed
     (the group runs on), and what is said of a missing group, a taken file name or a missing CRIU.
     """
@@ -115,6 +118,7 @@ def dump_group(
         codec=codec,
         force=force,
     )
+    handover = handover or Handover()
     program = criu.find(criu_path)
     entry, root = find_root(target)
     _require_idle(root)
@@ -124,9 +128,39 @@ def dump_group(
     name = entry.name if entry else _name_for(facts.processes[0])
     path = _output_path(output, name, force=force)
     with registry.Operation("dump", name) as operation, contextlib.ExitStack() as cleanup:
-        dump = _Dump(program, facts, entry, name, path, options, operation, cleanup, progress)
+        dump = _Dump(program, facts, entry, name, path, options, operation, cleanup, handover, progress)
         warnings = tuple(f"{found.subject}: {found.reason}" for found in findings if found.severity is Severity.WARN)
         return dump.run(warnings)
+
+
+def dump_stream(
+    target: str | int,
+    destination: Destination,
+    *,
+    leave_running: bool = False,
+    tcp_close: bool = False,
+    skip_in_flight: bool = False,
+    codec: str = "zstd",
+    progress: Progress | None = None,
+    criu_path: str | None = None,
+    handover: Handover | None = None,
+) -> DumpReport:
+    """Dump as `dump_group` does, but to a ``destination`` that is no file of ours: nothing is stored here."""
+    IMAGES.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # What lies beside an image while it is made needs a place all the same, under a name that nobody has.
+    beside = IMAGES / f"stream-{secrets.token_hex(4)}.ckpt"
+    report = dump_group(
+        target,
+        beside,
+        leave_running=leave_running,
+        tcp_close=tcp_close,
+        skip_in_flight=skip_in_flight,
+        codec=codec,
+        progress=progress,
+        criu_path=criu_path,
+        handover=handover or StreamHandover(destination),
+    )
+    return replace(report, path=Path("-"))
 
 
 def find_root(target: str | int) -> tuple[registry.GroupEntry | None, int]:
@@ -188,6 +222,7 @@ class _Dump:
         options: DumpOptions,
         operation: registry.Operation,
         cleanup: contextlib.ExitStack,
+        handover: Handover,
         progress: Progress | None,
     ) -> None:
         self._program = program
@@ -199,6 +234,7 @@ class _Dump:
         self._options = options
         self._operation = operation
         self._cleanup = cleanup
+        self._handover = handover
         self._progress = progress or (lambda stage, done, total: None)
         self._isolated = facts.isolation is Isolation.NETNS
         self._hold = cleanup.enter_context(SignalHold())
@@ -230,6 +266,7 @@ class _Dump:
             self._summary = self._write_image(self._checkpoint)
         else:
             self._take_away()
+            self._handover.away()
         return self._report(warnings)
 
     # -- before the freeze ---------------------------------------------------------------------------------------
@@ -330,6 +367,7 @@ class _Dump:
         _log.info("CRIU: %s", stage)
         if stage == criu.Stage.PRE_DUMP:
             self._frozen_at = time.monotonic()
+            self._handover.frozen()
         elif stage == criu.Stage.QUERY_EXT_FILES:
             # The tasks stand still now, and CRIU has not looked at their sockets yet (cr_dump_tasks, criu/cr-dump.c).
             self._silence()
@@ -347,10 +385,11 @@ class _Dump:
             # A CRIU that was killed has let the group go on: what was written is not the group any more.
             self._summary = self._write_image(self._checkpoint, self._swrk.require_alive)
             try:
+                self._handover.agree()
                 self._commit()
             except BaseException:
                 if not self._committed:
-                    self._path.unlink(missing_ok=True)
+                    self._handover.discard(self._path)
                     held.release(self._summary.id)
                 raise
         elif stage == criu.Stage.NETWORK_UNLOCK:
@@ -385,6 +424,7 @@ class _Dump:
             held.hold(self._lock.names, self._path, self._summary.id)
         _log.info("%s is written; the group goes", self._path)
         self._swrk.require_alive()
+        self._handover.commit(self._checkpoint.processes)
         # ---- point of no return: the image has its name, and the group goes ----
         self._committed = True
         # No FIN and no RST, not even into the lock, and no socket that lingers.
@@ -436,7 +476,7 @@ class _Dump:
         total = sum(path.stat().st_size for path in files)
         done = 0
         with (
-            created(self._path, force=self._options.force) as out,
+            self._handover.image(self._path, force=self._options.force) as out,
             Writer(out, self._options.codec, label=str(self._path)) as writer,
         ):
             sections.write(writer, checkpoint)

@@ -87,15 +87,18 @@ def rebuild(
     operation: registry.Operation,
     passing: contextlib.ExitStack,
     undo: contextlib.ExitStack,
+    *,
+    mute: bool = False,
 ) -> Home:
     """Make the home of ``checkpoint``'s group. What ``passing`` closes is only needed while the restore runs.
 
+    With ``mute`` it does not even answer for its addresses, until its lock goes: somebody else has them still.
     ``undo`` has to be unwound before ``passing``: a namespace must not be left to die with links in it.
     """
     if checkpoint.network is None:
         return _lock_sockets(checkpoint, operation, passing)
     rooms = _rooms(checkpoint, checkpoint.network, passing)
-    lock = GroupLock([NetworkLock(room.netns) for room in rooms])
+    lock = GroupLock([NetworkLock(room.netns, mute=mute) for room in rooms])
     lock.close(permanent=True)
     home = Home(lock=lock, rooms=rooms)
     operation.note(

@@ -30,8 +30,11 @@ from ckpt import held, registry, sections
 from ckpt.dump import IMAGES, Progress
 from ckpt.errors import CkptError, RestoreError, StorageError, UnknownOutcomeError
 from ckpt.explain import explain
+from ckpt.handover import Arrival
 from ckpt.holding import SignalHold
 from ckpt.image import Reader
+from ckpt.image.frames import Readable
+from ckpt.incoming import ImageSource, StreamedImage
 from ckpt.kernel import adopter, arp, criu, criu_images, datagrams, host, mntns, netns, proc, sockdiag
 from ckpt.kernel.syscalls import PR_SET_CHILD_SUBREAPER, prctl
 from ckpt.model.checkpoint import Checkpoint, InheritedFile
@@ -47,6 +50,11 @@ _log = logging.getLogger(__name__)
 
 ANNOUNCE_AFTER = (0.0, 0.05, 0.15, 0.3, 0.5)
 """Seconds after the cut-over at which addresses are announced: several, since any one of them may be lost."""
+
+
+_SPARE_BYTES = 64 * 1024 * 1024
+
+_NAME_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,27 +86,83 @@ def restore_group(
     Raises ImageError when the image is not whole, RefusedError when this host lacks what it needs (nothing was
     touched), RestoreError when the restore failed and was undone.
     """
-    program = criu.find(criu_path)
     with Reader(image, known=sections.KNOWN) as reader:
-        checkpoint = sections.read(reader)
-        name = name or checkpoint.group.name
         pages = sum(file.length for file in reader.files.values() if file.name.startswith("pages-"))
-        findings = examine(checkpoint, program, name, tcp_close=tcp_close, pages=pages)
-        if dry_run:
-            return RestoreReport(name=name, dry_run=True, findings=findings)
-        refuse_blocked(findings, f"{image} cannot be restored here")
-        with registry.Operation("restore", name) as operation, contextlib.ExitStack() as undo:
-            restore = _Restore(program, reader, image.absolute(), checkpoint, name, tcp_close, operation, undo)
-            return restore.run(progress or (lambda stage, done, total: None), findings)
+        asked = _Asked(name=name, dry_run=dry_run, tcp_close=tcp_close, pages=pages, criu_path=criu_path)
+        return _restore(reader, image.absolute(), asked, Arrival(), progress)
+
+
+def restore_stream(
+    stream: Readable,
+    label: str,
+    *,
+    name: str | None = None,
+    dry_run: bool = False,
+    tcp_close: bool = False,
+    pages: int | None = None,
+    size: int = 0,
+    keep: Path | None = None,
+    criu_path: str | None = None,
+    arrival: Arrival | None = None,
+    progress: Progress | None = None,
+) -> RestoreReport:
+    """Restore as `restore_group` does, but from an image that ``stream`` brings; it is read no further than needed.
+
+    ``label`` names it in messages. ``size`` and ``pages`` are what is known of the length of all and of the memory in
+    it, ``keep`` is a new file that it shall lie in as well. ``arrival`` is asked before the group runs, where another
+    side has a say in that.
+    """
+    image = StreamedImage(stream, label, known=sections.KNOWN, size=size, keep=keep)
+    with image:
+        asked = _Asked(name=name, dry_run=dry_run, tcp_close=tcp_close, pages=pages, criu_path=criu_path)
+        return _restore(image, Path(label), asked, arrival or Arrival(), progress)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What the caller of either wants."""
+
+    name: str | None
+    dry_run: bool
+    tcp_close: bool
+    pages: int | None
+    criu_path: str | None
+
+
+def _restore(
+    source: ImageSource, image: Path, asked: _Asked, arrival: Arrival, progress: Progress | None
+) -> RestoreReport:
+    program = criu.find(asked.criu_path)
+    checkpoint = sections.read(source)
+    name = asked.name or checkpoint.group.name
+    findings = examine(checkpoint, program, name, tcp_close=asked.tcp_close, pages=asked.pages, moves=arrival.moves)
+    if asked.dry_run:
+        return RestoreReport(name=name, dry_run=True, findings=findings)
+    refuse_blocked(findings, f"{image} cannot be restored here")
+    with registry.Operation("restore", name) as operation, contextlib.ExitStack() as undo:
+        restore = _Restore(program, source, image, checkpoint, name, asked, operation, undo, arrival)
+        return restore.run(progress or (lambda stage, done, total: None), findings)
 
 
 def examine(
-    checkpoint: Checkpoint, program: criu.Criu, name: str, *, tcp_close: bool = False, pages: int | None = None
+    checkpoint: Checkpoint,
+    program: criu.Criu,
+    name: str,
+    *,
+    tcp_close: bool = False,
+    pages: int | None = None,
+    moves: bool = False,
 ) -> tuple[Finding, ...]:
-    """What is to be said of restoring ``checkpoint`` on this host; changes nothing."""
+    """What is to be said of restoring ``checkpoint`` on this host; changes nothing.
+
+    With ``moves`` the group still has its addresses elsewhere, and that it answers for them itself is as it should be.
+    """
     groups = tuple(_known(entry) for entry in registry.entries())
     needs = needs_of(checkpoint)
     target = host.read_target(needs, criu.version(program), groups=groups)
+    if moves:
+        own = {link.mac for network in checkpoint.networks.values() for link in network.links if link.mac}
+        target = dataclasses.replace(target, answers=tuple(one for one in target.answers if one.mac not in own))
     return revalidate(checkpoint, target, name=name, tcp_close=tcp_close, pages=pages)
 
 
@@ -118,22 +182,25 @@ class _Restore:
     def __init__(
         self,
         program: criu.Criu,
-        reader: Reader,
+        reader: ImageSource,
         image: Path,
         checkpoint: Checkpoint,
         name: str,
-        tcp_close: bool,
+        asked: _Asked,
         operation: registry.Operation,
         undo: contextlib.ExitStack,
+        arrival: Arrival,
     ) -> None:
         self._program = program
         self._reader = reader
         self._image = image
         self._checkpoint = checkpoint
         self._name = name
-        self._tcp_close = tcp_close
+        self._tcp_close = asked.tcp_close
+        self._pages = asked.pages
         self._operation = operation
         self._undo = undo
+        self._arrival = arrival
         self._root = 0
         self._released = False
 
@@ -148,7 +215,9 @@ class _Restore:
             self._amend(images)
             try:
                 with SignalHold() as self._hold:
-                    self._home = rebuild(self._checkpoint, self._operation, passing, self._undo)
+                    self._home = rebuild(
+                        self._checkpoint, self._operation, passing, self._undo, mute=self._arrival.moves
+                    )
                     self._run_criu(images, passing)
             except UnknownOutcomeError:
                 raise
@@ -164,8 +233,8 @@ class _Restore:
     def _extract(self, progress: Progress) -> Path:
         """CRIU's files in a directory of their own, beside the image if that can be written."""
         failure: OSError | None = None
-        for place in (self._image.parent, IMAGES, Path(tempfile.gettempdir())):
-            directory = place / f".{self._image.name}.criu-{secrets.token_hex(4)}"
+        for place in self._places():
+            directory = place / f".{self._image.name[-_NAME_BYTES:]}.criu-{secrets.token_hex(4)}"
             self._operation.note(directories=[str(directory)])
             try:
                 directory.mkdir(mode=0o700)
@@ -180,6 +249,16 @@ class _Restore:
             shutil.rmtree(directory, ignore_errors=True)
             raise
         return directory
+
+    def _places(self) -> Iterator[Path]:
+        if self._image.is_absolute():
+            yield self._image.parent
+        elif _has_room(registry.directory(""), self._pages):
+            # It came out of a pipe, and so it need not touch a disk.
+            yield registry.directory("")
+        IMAGES.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield IMAGES
+        yield Path(tempfile.gettempdir())
 
     def _amend(self, images: Path) -> None:
         """Put right what CRIU has dumped but would restore wrongly; see each amendment."""
@@ -248,11 +327,17 @@ class _Restore:
                     mntns.mount_proc(self._root, mount.target)
             self._verify()
             self._write_down()
+            if self._arrival.moves:
+                # From here on another decides whether the group runs here, and not a signal.
+                self._hold.begin()
+            self._arrival.hold(self._root, registry.start_time(self._root) or 0)
         elif stage == criu.Stage.PRE_RESUME:
             # From here on the tasks need neither CRIU nor us: whoever finds them later leaves them to themselves.
             self._operation.note(resumes=True)
             swrk.require_alive()
+            self._arrival.running()
             self._release()
+            self._arrival.released()
 
     def _release(self) -> None:
         """Let the group go.
@@ -348,6 +433,12 @@ class _Restore:
             away_seconds=time.time() - self._reader.header.created,
             findings=findings,
         )
+
+
+def _has_room(directory: Path, pages: int | None) -> bool:
+    """Whether CRIU's files fit there well, the more so as it may be memory that they lie in."""
+    found = os.statvfs(directory)
+    return pages is not None and found.f_bavail * found.f_frsize > 2 * pages + _SPARE_BYTES
 
 
 @contextlib.contextmanager

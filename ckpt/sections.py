@@ -5,7 +5,8 @@ The two functions are mirrors. What CRIU wrote is not here: those are files of t
 
 from __future__ import annotations
 
-from ckpt.image import Reader, Writer
+from ckpt.image import Writer
+from ckpt.incoming import ImageSource
 from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group, NestedNetwork, NestedNetworks, Processes, Sockets
 from ckpt.model.host import HostFacts
 from ckpt.model.network import Network
@@ -28,7 +29,7 @@ def write(writer: Writer, checkpoint: Checkpoint) -> None:
         writer.section("nested-networks", NestedNetworks(networks=checkpoint.nested))
 
 
-def read(reader: Reader) -> Checkpoint:
+def read(reader: ImageSource) -> Checkpoint:
     """Read all of it back. Raises ImageError where a section is missing or is not what it should be."""
     return Checkpoint(
         group=reader.section("group", Group),
@@ -41,6 +42,6 @@ def read(reader: Reader) -> Checkpoint:
     )
 
 
-def _nested(reader: Reader) -> tuple[NestedNetwork, ...]:
+def _nested(reader: ImageSource) -> tuple[NestedNetwork, ...]:
     found = "nested-networks" in reader.sections
     return reader.section("nested-networks", NestedNetworks).networks if found else ()
