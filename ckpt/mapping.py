@@ -99,6 +99,9 @@ class Mapping:
         return where.network_address, entry
 
 
+NO_MAPPING = Mapping()
+
+
 def parse_mapping(
     addresses: Iterable[str] = (), links: Iterable[str] = (), ports: Iterable[str] = (), files: Sequence[str] = ()
 ) -> Mapping:

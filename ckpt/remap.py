@@ -17,7 +17,7 @@ import ipaddress
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from ckpt.mapping import Mapping
+from ckpt.mapping import NO_MAPPING, Mapping
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.finding import Finding, Severity
 from ckpt.model.network import Network
@@ -41,24 +41,37 @@ class Remapped:
     checkpoint: Checkpoint
     findings: tuple[Finding, ...] = ()
     closed: frozenset[int] = frozenset()
+    mapping: Mapping = NO_MAPPING
 
     @property
     def connections(self) -> int:
         """How many TCP connections are restored."""
         return sum(one.holds_connection for one in self.checkpoint.sockets)
 
+    @property
+    def renames_sockets(self) -> bool:
+        """Whether CRIU's own images have to be changed."""
+        return bool(self.mapping or self.closed)
 
-def remap(
-    checkpoint: Checkpoint, mapping: Mapping, *, tcp_close: bool = False, streams: Collection[int] | None = None
-) -> Remapped:
+    def elsewhere(self, endpoint: Endpoint) -> Endpoint:
+        """Where the end of a socket is that no process holds."""
+        return Translator(self.mapping).endpoint(endpoint)
+
+    def link(self, ifname: str) -> str:
+        """What a link is called that a socket names: the group's own keep their names."""
+        return self.mapping.link(ifname) if self.checkpoint.group.isolation is Isolation.NONE else ifname
+
+
+def remap(checkpoint: Checkpoint, mapping: Mapping, *, tcp_close: bool = False) -> Remapped:
     """``checkpoint`` with what ``mapping`` names called otherwise.
 
-    With ``tcp_close`` no connection with others is restored; those within the group are, if the image has them:
-    ``streams`` are the inodes of the sockets of which it has what TCP knows, None for all.
+    With ``tcp_close`` no connection with others is restored; those within the group are, unless they were left out of
+    the image.
     """
     translator = Translator(mapping)
     own = _own_addresses(checkpoint)
-    pairs = _paired(checkpoint.sockets, streams)
+    # A dump that was told to close connections counts none.
+    pairs = _paired(checkpoint.sockets) if checkpoint.group.connections else frozenset()
     sockets, broken = _sockets(checkpoint, translator, pairs)
     closed = frozenset(
         one.inode for one in checkpoint.sockets if tcp_close and one.holds_connection and one.inode not in pairs
@@ -73,7 +86,7 @@ def remap(
         *check_sockets(checkpoint, result, mapping),
         *_connections(checkpoint.sockets, broken, closed, pairs, tcp_close=tcp_close),
     ]
-    return Remapped(checkpoint=result, findings=tuple(findings), closed=closed)
+    return Remapped(checkpoint=result, findings=tuple(findings), closed=closed, mapping=mapping)
 
 
 def _with_networks(checkpoint: Checkpoint, translator: Translator, own: Collection[str]) -> Checkpoint:
@@ -102,19 +115,11 @@ def _own_addresses(checkpoint: Checkpoint) -> frozenset[str]:
 _Ends = tuple[object, ...]
 
 
-def _paired(sockets: Collection[Socket], streams: Collection[int] | None) -> frozenset[int]:
+def _paired(sockets: Collection[Socket]) -> frozenset[int]:
     """The inodes of the TCP connections of which the group has both ends."""
-    ends = {
-        _ends(one, one.local, one.remote): one.inode
-        for one in sockets
-        if one.holds_connection and (streams is None or one.inode in streams)
-    }
-    found = (
-        one.inode
-        for one in sockets
-        if _ends(one, one.local, one.remote) in ends and _ends(one, one.remote, one.local) in ends
-    )
-    return frozenset(found)
+    held = [one for one in sockets if one.holds_connection]
+    ends = {_ends(one, one.local, one.remote) for one in held}
+    return frozenset(one.inode for one in held if _ends(one, one.remote, one.local) in ends)
 
 
 def _ends(one: Socket, local: Endpoint | None, remote: Endpoint | None) -> _Ends:

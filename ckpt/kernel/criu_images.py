@@ -7,15 +7,24 @@ codec is loaded only when there is something to amend, because loading it takes 
 from __future__ import annotations
 
 import os
+import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ckpt.kernel.criu import Criu
+from ckpt.kernel.netlink import ip_bytes, ip_text
+from ckpt.model.socket import IPPROTO_TCP, IPPROTO_UDP, Endpoint, Socket
 
 FILES = "files.img"
 """Every open file of every process, one entry each (images/fdinfo.proto)."""
+
+
+_TCP_CLOSE = 7
+_WORDS = {2: 1, 10: 4}
+"""The 32-bit words of an address, by its family."""
 
 
 def amend(criu: Criu, path: Path, change: Callable[[dict[str, Any]], bool]) -> int:
@@ -65,6 +74,71 @@ def accept_growth(entry: dict[str, Any]) -> bool:
         return False
     del file["size"]
     return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renaming:
+    """What sockets shall be called: ``sockets`` are the records as they shall be restored, by their inodes.
+
+    ``closed`` are those that are restored without their connection. ``elsewhere`` says where an address is that is
+    named by a socket without a record (one on its way from process to process), and ``link`` what a link is called.
+    """
+
+    sockets: Mapping[int, Socket]
+    closed: frozenset[int]
+    elsewhere: Callable[[Endpoint], Endpoint]
+    link: Callable[[str], str]
+
+    def __call__(self, entry: dict[str, Any]) -> bool:
+        """Rename what the entry of an inet or packet socket names; whether that changed anything."""
+        socket = entry.get("isk") or entry.get("psk")
+        if socket is None:
+            return False
+        before = repr(socket)
+        options = socket.get("opts", {})
+        if options.get("so_bound_dev"):
+            options["so_bound_dev"] = self.link(options["so_bound_dev"])
+        if "isk" in entry:
+            self._name(socket)
+        return repr(socket) != before
+
+    def _name(self, socket: dict[str, Any]) -> None:
+        if socket.get("ifname"):
+            socket["ifname"] = self.link(socket["ifname"])
+        if socket["ino"] in self.closed:
+            _close(socket)
+            return
+        record = self.sockets.get(socket["ino"])
+        for which, known in (("src", record and record.local), ("dst", record and record.remote)):
+            there = Endpoint(address=_address(socket, which), port=socket[f"{which}_port"])
+            # Of raw sockets the port is a protocol's number, and stays.
+            with_port = known is not None and socket["proto"] in (IPPROTO_TCP, IPPROTO_UDP) and there.port
+            end = known or (self.elsewhere(there) if record is None else there)
+            _set_address(socket, which, end.address)
+            if with_port:
+                socket[f"{which}_port"] = end.port
+
+
+def _close(socket: dict[str, Any]) -> None:
+    """Let a TCP socket be one that was connected and has been shut down.
+
+    That is what CRIU's own option does to each (restore_one_tcp, criu/sk-tcp.c: no bind, no connect, but a shutdown);
+    it does it to all of them.
+    """
+    socket |= {"state": _TCP_CLOSE, "src_port": 0, "dst_port": 0, "shutdown": "BOTH"}
+    for which in ("src", "dst"):
+        socket[f"{which}_addr"] = [0] * _WORDS[socket["family"]]
+
+
+def _address(socket: dict[str, Any], which: str) -> str:
+    words = socket[f"{which}_addr"][: _WORDS[socket["family"]]]
+    return ip_text(struct.pack(f"={len(words)}I", *words))
+
+
+def _set_address(socket: dict[str, Any], which: str, address: str) -> None:
+    packed = ip_bytes(address)
+    if address != _address(socket, which):
+        socket[f"{which}_addr"] = list(struct.unpack(f"={len(packed) // 4}I", packed))
 
 
 def _flags(value: int | str) -> int:

@@ -91,7 +91,7 @@ def udp(local: str, port: int, peer: str = "", peer_port: int = 0, inode: int = 
 def checkpoint(network: Network | None = NETWORK, *sockets: Socket) -> Checkpoint:
     isolation = Isolation.NONE if network is None else Isolation.NETNS
     return Checkpoint(
-        group=Group(name="web", isolation=isolation, root_pid=71, pid_namespace=True, bridge_made=True),
+        group=Group(name="web", isolation=isolation, root_pid=71, pid_namespace=True, bridge_made=True, connections=9),
         source=HostFacts(hostname="a", machine="x86_64", kernel="6.12"),
         processes=(),
         sockets=sockets,
@@ -358,9 +358,11 @@ def test_tcp_close_closes_connections_with_others_and_names_them() -> None:
     assert named(result, "tcp-kept").subject == "2 TCP sockets"
 
 
-def test_tcp_close_closes_what_the_image_has_no_streams_of() -> None:
+def test_tcp_close_closes_what_the_image_does_not_hold() -> None:
     sockets = (tcp("127.0.0.1", 5, "127.0.0.1", 6, 2), tcp("127.0.0.1", 6, "127.0.0.1", 5, 3))
-    assert remap(checkpoint(NETWORK, *sockets), Mapping(), tcp_close=True, streams=()).closed == {2, 3}
+    before = checkpoint(NETWORK, *sockets)
+    before = replace(before, group=replace(before.group, connections=0))
+    assert remap(before, Mapping(), tcp_close=True).closed == {2, 3}
 
 
 def test_one_address_of_two_in_a_prefix_blocks() -> None:
