@@ -272,6 +272,9 @@ class _Applier:
     def _enslave(self, step: plan.Enslave) -> None:
         for ifname in step.below:
             rtnl_links.set_up(self._inside, self._indices[ifname])
+        if step.below:
+            # A VLAN comes up with the link below it, and no bond takes a link that is up.
+            rtnl_links.set_down(self._inside, self._indices[step.ifname])
         rtnl_links.enslave(self._inside, self._indices[step.ifname], self._indices[step.master])
 
     def _choose_active(self, link: Link) -> None:

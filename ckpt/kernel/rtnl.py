@@ -23,9 +23,9 @@ from ckpt.kernel import (
     nft,
     rtnl_bond,
     rtnl_bridge,
+    rtnl_events,
     rtnl_labels,
     rtnl_links,
-    rtnl_mdb,
     rtnl_nexthops,
     rtnl_routes,
     sysctl,
@@ -57,7 +57,7 @@ def read_network(netns: int) -> Network:
             network = _read(netns)
             events = watcher.events()
             if events is not None:
-                events = [event for event in events if not _is_learning(*event)]
+                events = [event for event in events if not rtnl_events.says_nothing(*event, network)]
             if events == [] and nft.generation(netns) == generation:
                 return network
             changed |= {kind for kind, _ in events or ()}
@@ -67,13 +67,6 @@ def read_network(netns: int) -> Network:
         details=f"netlink messages seen meanwhile: {', '.join(map(str, sorted(changed))) or 'nftables or too many'}",
         hint="stop what keeps changing links, addresses or routes and try again",
     )
-
-
-def _is_learning(kind: int, body: bytes) -> bool:
-    """Whether an event is about something that was learnt, not set: such things come and go, and are not read."""
-    if kind in (rtnl_routes.RTM_NEWNEIGH, rtnl_routes.RTM_DELNEIGH):
-        return rtnl_bridge.is_learnt(body) if body[0] == rtnl_bridge.AF_BRIDGE else not rtnl_routes.is_set(body)
-    return kind in (rtnl_mdb.RTM_NEWMDB, rtnl_mdb.RTM_DELMDB) and rtnl_mdb.is_learnt(body)
 
 
 def _read(netns: int) -> Network:

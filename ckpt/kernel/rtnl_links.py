@@ -155,7 +155,7 @@ class RawLink:
 def read_raw(connection: Netlink) -> dict[int, RawLink]:
     """Every link of the socket's namespace by its index, in the kernel's order."""
     request = _header() + attribute(_IFLA_EXT_MASK, u32(_RTEXT_FILTER_SKIP_STATS))
-    found = (_decode(body) for kind, body in connection.dump(RTM_GETLINK, request) if kind == RTM_NEWLINK)
+    found = (decode(body) for kind, body in connection.dump(RTM_GETLINK, request) if kind == RTM_NEWLINK)
     return {link.index: link for link in found}
 
 
@@ -168,13 +168,19 @@ def read_one(connection: Netlink, *, ifindex: int = 0, ifname: str = "") -> RawL
         if error.errno == errno.ENODEV:
             return None
         raise
-    return next((_decode(body) for kind, body in replies if kind == RTM_NEWLINK), None)
+    return next((decode(body) for kind, body in replies if kind == RTM_NEWLINK), None)
 
 
-def _decode(body: bytes) -> RawLink:
+def decode(body: bytes) -> RawLink:
+    """One message about a link, taken apart."""
     _, hardware, index, flags, _ = _HEADER.unpack_from(body)
     attributes = parse(body, _HEADER.size)
     return RawLink(index, hardware, flags, attributes, parse(attributes.get(_IFLA_LINKINFO, b"")))
+
+
+def named(link: Link) -> RawLink:
+    """As much of a message about ``link`` as others need that refer to it."""
+    return RawLink(link.ifindex, 0, 0, {_IFLA_IFNAME: string(link.ifname)}, {})
 
 
 class LinkReader:
@@ -188,9 +194,10 @@ class LinkReader:
 
     def links(self) -> tuple[Link, ...]:
         """All of them."""
-        return tuple(self._link(raw) for raw in self._raw.values())
+        return tuple(self.link(raw) for raw in self._raw.values())
 
-    def _link(self, raw: RawLink) -> Link:
+    def link(self, raw: RawLink) -> Link:
+        """One of them."""
         found = raw.attributes
         master = self._raw.get(raw.integer(_IFLA_MASTER))
         options, port_options, port_number = self._options(raw)
@@ -246,6 +253,9 @@ class LinkReader:
         index, tunnel = raw.link, raw.kind in rtnl_kinds.LOWER
         if _IFLA_LINK_NETNSID not in raw.attributes:
             other = self._raw.get(index)
+            # Of an ipvtap nobody says that the one it stands on is in another namespace; but it has that one's address.
+            if raw.kind == "ipvtap" and other is not None and other.mac != raw.mac:
+                return None
             if other is not None and index != raw.index:
                 return Counterpart(place=Place.INSIDE, ifname=other.ifname, ifindex=index)
             # A tunnel keeps the number of a link that has gone.
@@ -422,6 +432,11 @@ def set_flags(connection: Netlink, ifindex: int, flags: Iterable[str], *, but: I
 def set_up(connection: Netlink, ifindex: int) -> None:
     """Bring a link up."""
     connection.request(RTM_NEWLINK, _HEADER.pack(0, 0, ifindex, _FLAGS["up"], _FLAGS["up"]))
+
+
+def set_down(connection: Netlink, ifindex: int) -> None:
+    """Take a link down."""
+    connection.request(RTM_NEWLINK, _HEADER.pack(0, 0, ifindex, 0, _FLAGS["up"]))
 
 
 def touch(connection: Netlink, ifindex: int) -> None:

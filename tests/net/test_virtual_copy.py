@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ckpt.kernel import netns, rtnl
+from ckpt.kernel import rtnl
 from ckpt.model.travel import cannot_travel
 from tests.net import spaces
 from tests.net.oracle import assert_copy_equal, copied, need, shown_by
@@ -28,9 +28,6 @@ BONDS = {
         {PORTS} ip link set bo0 type bond primary pa primary_reselect failure""",
     "own-addresses": f"""ip link add bo0 type bond mode active-backup miimon 50 fail_over_mac active
         {PORTS} ip link set pb type bond_slave queue_id 2; sleep 0.2; ip link set bo0 type bond active_slave pa""",
-    "arp": f"""ip link add bo0 type bond mode active-backup arp_interval 200 arp_ip_target 10.0.0.1,10.0.0.9 \
-            arp_validate active arp_all_targets all
-        {PORTS} ip addr add 10.0.0.2/24 dev bo0""",
     "802.3ad": f"""ip link add bo0 address 02:00:00:00:00:0c type bond mode 802.3ad miimon 100 lacp_rate fast \
             ad_select bandwidth xmit_hash_policy layer3+4 ad_actor_sys_prio 7 ad_user_port_key 9 \
             ad_actor_system 02:00:00:00:00:0d min_links 1
@@ -64,6 +61,28 @@ def test_copy_of_bond_is_equal(group: int, what: str) -> None:
     shell(WIRES + BONDS[what] + "\nsleep 0.5", group)
     network = assert_copy_equal(group, BOND_COMMANDS)
     assert cannot_travel(network) == ()
+
+
+def test_copy_of_bond_that_probes_is_equal(host: int) -> None:
+    """On the host's bridge somebody answers one of the two targets; what becomes of the other ends is not asked."""
+    bond = """ip link add bo0 type bond mode active-backup arp_interval 200 arp_ip_target 10.0.0.1,10.0.0.9 \
+        arp_validate active arp_all_targets any"""
+    need(f"{bond} ns_ip6_target fd00::1", "bonds that probe")
+    with fresh() as space:
+        shell("ip addr add 10.0.0.1/24 dev br0")
+        for name in ("a", "b"):
+            shell(f"ip link add w{name} type veth peer name p{name} netns {spaces.path(space)}")
+            shell(f"ip link set w{name} master br0 up")
+        shell(f"{bond} ns_ip6_target fd00::1; {PORTS} ip addr add 10.0.0.2/24 dev bo0; sleep 1", space)
+        network = assert_copy_equal(space, BOND_COMMANDS)
+    assert network.links[-1].options["arp_ip_target"] == "10.0.0.1 10.0.0.9"
+
+
+def test_bond_that_probes_in_vain_does_not_disturb_reading(group: int) -> None:
+    script = f"{WIRES} ip link add bo0 type bond mode active-backup arp_interval 20 arp_ip_target 10.0.0.9; {PORTS}"
+    need(script, "bonds")
+    shell(f"{script} ip addr add 10.0.0.2/24 dev bo0; sleep 0.5", group)
+    assert rtnl.read_network(group).link("bo0") is not None
 
 
 def test_port_that_leaves_has_its_own_address_again(group: int) -> None:
@@ -110,7 +129,8 @@ STACKS = {
         ip link add link vl5 name mv0 type macvlan mode bridge
         ip link add red type vrf table 100; ip link set red up; ip link set mv0 master red
         ip link set vl5 up; ip link set mv0 up; ip addr add 10.8.0.1/24 dev mv0""",
-    "bond-in-bridge": f"""{WIRES} ip link add br1 type bridge; ip link set bo0 master br1; ip link set br1 up
+    "bond-in-bridge": f"""{WIRES} {PORTS}
+        ip link add br1 type bridge; ip link set bo0 master br1; ip link set br1 up
         ip link add red type vrf table 100; ip link set red up; ip link set br1 master red
         ip addr add 10.8.0.1/24 dev br1; ip link add link br1 name vl6 type vlan id 6; ip link set vl6 up""",
     "bond-of-vlans": """ip link add pa type veth peer name wa; ip link set wa up; ip link set pa up
@@ -119,7 +139,7 @@ STACKS = {
 }
 for name in STACKS:
     made = "ip link add bo0 index 92 address 02:00:00:00:00:0e type bond mode active-backup miimon 50\n"
-    joined = "" if name == "bond-of-vlans" else f"\n{PORTS}"
+    joined = f"\n{PORTS}" if name == "vlan-on-bond" else ""
     VIRTUAL[name] = made + STACKS[name] + joined
 
 COMMANDS = (
@@ -153,21 +173,17 @@ PAIRS = {
 def test_copy_of_pair_with_one_end_on_the_host_is_equal(host: int, what: str) -> None:
     need(PAIRS[what], f"links as in {what}")
     with fresh() as space:
-        shell(f"{PAIRS[what]}; ip link set in0 netns {spaces.path(space)}; ip link set out0 mtu 70 up")
+        shell(f"{PAIRS[what]}; ip link set in0 netns {spaces.path(space)}; ip link set out0 up")
         shell("ip link set in0 up; ip link set lo up", space)
         network = assert_copy_equal(space, COMMANDS)
     assert cannot_travel(network) == ()
     assert [link.counterpart.ifname for link in network.links if link.counterpart] == ["out0"]
 
 
-@pytest.mark.parametrize("kind", ["ipvlan", "ipvtap"])
-def test_copy_of_link_on_the_host_is_equal(host: int, kind: str) -> None:
-    need(f"ip link add link v0 name x0 type {kind}", f"links of kind {kind}")
-    shell("ip link add low0 type veth peer name low1; ip link set low0 up; ip link set low1 up")
+def test_copy_of_ipvlan_on_the_host_is_equal(host: int) -> None:
+    need("ip link add link v0 name x0 type ipvlan", "links of kind ipvlan")
     with fresh() as space:
-        with netns.entered(host):
-            shell(f"ip link add iv0 index 77 link low0 type {kind} mode l2; ip link set iv0 netns {spaces.path(space)}")
-        shell("ip link set iv0 up; ip addr add 10.0.0.2/24 dev iv0; ip route add default via 10.0.0.1", space)
+        stand_on_the_host(host, space, "ipvlan")
         before = shown_by(space, COMMANDS)
         network = rtnl.read_network(space)
         assert cannot_travel(network) == ()
@@ -176,3 +192,20 @@ def test_copy_of_link_on_the_host_is_equal(host: int, kind: str) -> None:
         settle(copy)
         assert_equal(comparable(rtnl.read_network(copy)), comparable(network))
         assert_equal(shown_by(copy, COMMANDS), before)
+
+
+def test_ipvtap_on_the_host_cannot_travel(host: int) -> None:
+    """The kernel gives the number of the link it stands on, but not that this is in another namespace."""
+    need("ip link add link v0 name x0 type ipvtap", "links of kind ipvtap")
+    with fresh() as space:
+        stand_on_the_host(host, space, "ipvtap")
+        [found] = cannot_travel(rtnl.read_network(space))
+    assert (found.code, found.subject, found.reason) == ("link-kind", "link iv0", "what it stands on is not known")
+
+
+def stand_on_the_host(host: int, space: int, kind: str) -> None:
+    """iv0 in ``space`` on low0 of the host, which has the index of a bridge in ``space``."""
+    shell("ip link add low0 index 55 type veth peer name low1; ip link set low0 up; ip link set low1 up", host)
+    shell(f"ip link add iv0 index 77 link low0 type {kind} mode l2; ip link set iv0 netns {spaces.path(space)}", host)
+    shell("ip link add br9 index 55 type bridge; ip link set iv0 up; ip addr add 10.0.0.2/24 dev iv0", space)
+    settle(space)
