@@ -17,6 +17,7 @@ import ipaddress
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from ckpt.kernel.criu_images import Renaming
 from ckpt.mapping import NO_MAPPING, Mapping
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.finding import Finding, Severity
@@ -53,13 +54,17 @@ class Remapped:
         """Whether CRIU's own images have to be changed."""
         return bool(self.mapping or self.closed)
 
-    def elsewhere(self, endpoint: Endpoint) -> Endpoint:
-        """Where the end of a socket is that no process holds."""
-        return Translator(self.mapping).endpoint(endpoint)
-
-    def link(self, ifname: str) -> str:
-        """What a link is called that a socket names: the group's own keep their names."""
-        return self.mapping.link(ifname) if self.checkpoint.group.isolation is Isolation.NONE else ifname
+    def renaming(self) -> Renaming:
+        """What CRIU's own images are changed by."""
+        translator = Translator(self.mapping)
+        # The group's own links keep their names.
+        in_hosts = self.checkpoint.group.isolation is Isolation.NONE
+        return Renaming(
+            sockets={one.inode: one for one in self.checkpoint.sockets},
+            closed=self.closed,
+            elsewhere=translator.endpoint,
+            link=self.mapping.link if in_hosts else str,
+        )
 
 
 def remap(checkpoint: Checkpoint, mapping: Mapping, *, tcp_close: bool = False) -> Remapped:

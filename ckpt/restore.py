@@ -37,12 +37,14 @@ from ckpt.image.frames import Readable
 from ckpt.incoming import ImageSource, StreamedImage
 from ckpt.kernel import adopter, arp, criu, criu_images, datagrams, host, mntns, netns, proc, sockdiag
 from ckpt.kernel.syscalls import PR_SET_CHILD_SUBREAPER, prctl
+from ckpt.mapping import NO_MAPPING, Mapping
 from ckpt.model.checkpoint import Checkpoint, InheritedFile
 from ckpt.model.finding import Finding, refuse_blocked
 from ckpt.model.host import KnownGroup
 from ckpt.model.process import FileKind
 from ckpt.orphans import are_pids_taken, killed_on_failure
 from ckpt.rebuild import rebuild
+from ckpt.remap import Remapped, remap
 from ckpt.revalidate import needs_of, revalidate
 from ckpt.verify import compare, misplaced
 
@@ -78,17 +80,21 @@ def restore_group(
     name: str | None = None,
     dry_run: bool = False,
     tcp_close: bool = False,
+    mapping: Mapping = NO_MAPPING,
     criu_path: str | None = None,
     progress: Progress | None = None,
 ) -> RestoreReport:
     """Restore the group in ``image`` on this host, under ``name`` or the one it had.
 
+    ``mapping`` says what is called otherwise here. With ``tcp_close`` no connection with others is restored.
     Raises ImageError when the image is not whole, RefusedError when this host lacks what it needs (nothing was
     touched), RestoreError when the restore failed and was undone.
     """
     with Reader(image, known=sections.KNOWN) as reader:
         pages = sum(file.length for file in reader.files.values() if file.name.startswith("pages-"))
-        asked = _Asked(name=name, dry_run=dry_run, tcp_close=tcp_close, pages=pages, criu_path=criu_path)
+        asked = _Asked(
+            name=name, dry_run=dry_run, tcp_close=tcp_close, mapping=mapping, pages=pages, criu_path=criu_path
+        )
         return _restore(reader, image.absolute(), asked, Arrival(), progress)
 
 
@@ -99,6 +105,7 @@ def restore_stream(
     name: str | None = None,
     dry_run: bool = False,
     tcp_close: bool = False,
+    mapping: Mapping = NO_MAPPING,
     pages: int | None = None,
     size: int = 0,
     keep: Path | None = None,
@@ -114,7 +121,9 @@ def restore_stream(
     """
     image = StreamedImage(stream, label, known=sections.KNOWN, size=size, keep=keep)
     with image:
-        asked = _Asked(name=name, dry_run=dry_run, tcp_close=tcp_close, pages=pages, criu_path=criu_path)
+        asked = _Asked(
+            name=name, dry_run=dry_run, tcp_close=tcp_close, mapping=mapping, pages=pages, criu_path=criu_path
+        )
         return _restore(image, Path(label), asked, arrival or Arrival(), progress)
 
 
@@ -125,6 +134,7 @@ class _Asked:
     name: str | None
     dry_run: bool
     tcp_close: bool
+    mapping: Mapping
     pages: int | None
     criu_path: str | None
 
@@ -133,14 +143,22 @@ def _restore(
     source: ImageSource, image: Path, asked: _Asked, arrival: Arrival, progress: Progress | None
 ) -> RestoreReport:
     program = criu.find(asked.criu_path)
-    checkpoint = sections.read(source)
-    name = asked.name or checkpoint.group.name
-    findings = examine(checkpoint, program, name, tcp_close=asked.tcp_close, pages=asked.pages, moves=arrival.moves)
+    remapped = remap(sections.read(source), asked.mapping, tcp_close=asked.tcp_close)
+    name = asked.name or remapped.checkpoint.group.name
+    found = examine(
+        remapped.checkpoint,
+        program,
+        name,
+        pages=asked.pages,
+        moves=arrival.moves,
+        probe=asked.dry_run or not arrival.moves,
+    )
+    findings = (*remapped.findings, *found)
     if asked.dry_run:
         return RestoreReport(name=name, dry_run=True, findings=findings)
     refuse_blocked(findings, f"{image} cannot be restored here")
     with registry.Operation("restore", name) as operation, contextlib.ExitStack() as undo:
-        restore = _Restore(program, source, image, checkpoint, name, asked, operation, undo, arrival)
+        restore = _Restore(program, source, image, remapped, name, asked, operation, undo, arrival)
         return restore.run(progress or (lambda stage, done, total: None), findings)
 
 
@@ -152,13 +170,17 @@ def examine(
     tcp_close: bool = False,
     pages: int | None = None,
     moves: bool = False,
+    probe: bool = True,
 ) -> tuple[Finding, ...]:
     """What is to be said of restoring ``checkpoint`` on this host; changes nothing.
 
     With ``moves`` the group still has its addresses elsewhere, and that it answers for them itself is as it should be.
+    Without ``probe`` nobody is asked for addresses: it was done a moment ago, and the group stands still meanwhile.
     """
     groups = tuple(_known(entry) for entry in registry.entries())
     needs = needs_of(checkpoint)
+    if not probe:
+        needs = dataclasses.replace(needs, probes=())
     target = host.read_target(needs, criu.version(program), groups=groups)
     if moves:
         own = {link.mac for network in checkpoint.networks.values() for link in network.links if link.mac}
@@ -184,7 +206,7 @@ class _Restore:
         program: criu.Criu,
         reader: ImageSource,
         image: Path,
-        checkpoint: Checkpoint,
+        remapped: Remapped,
         name: str,
         asked: _Asked,
         operation: registry.Operation,
@@ -194,7 +216,8 @@ class _Restore:
         self._program = program
         self._reader = reader
         self._image = image
-        self._checkpoint = checkpoint
+        self._remapped = remapped
+        self._checkpoint = remapped.checkpoint
         self._name = name
         self._tcp_close = asked.tcp_close
         self._pages = asked.pages
@@ -265,6 +288,8 @@ class _Restore:
         files = [file for process in self._checkpoint.processes for file in process.files]
         if any(file.path == "timerfd" for file in files):
             criu_images.amend(self._program, images / criu_images.FILES, criu_images.rearm_timer)
+        if self._remapped.renames_sockets:
+            criu_images.amend(self._program, images / criu_images.FILES, self._remapped.renaming())
         if any(file.kind is FileKind.REGULAR and file.flags & os.O_APPEND and file.flags & os.O_RDWR for file in files):
             criu_images.amend(self._program, images / criu_images.FILES, criu_images.accept_growth)
 
@@ -280,8 +305,10 @@ class _Restore:
             "images_dir": f"/proc/self/fd/{directory}",
             "log_level": 4,
             "log_file": criu.LOG_NAME,
-            "tcp_established": not self._tcp_close,
-            "tcp_close": self._tcp_close,
+            # Connections that shall be closed are so already in the images: this would close every one. Of images
+            # that were dumped without connections CRIU wants to hear it again.
+            "tcp_close": self._tcp_close and not self._remapped.connections,
+            "tcp_established": True,
             "file_locks": True,
             "ext_unix_sk": True,
             "link_remap": True,
@@ -372,7 +399,7 @@ class _Restore:
         wrong = [f"the process {pid} is missing" for pid in sorted(missing)]
         renumbered = self._home.renumbered
         wrong += misplaced(self._checkpoint.processes, restored, renumbered)
-        wrong += compare(self._checkpoint.sockets, live, renumbered, tcp_close=self._tcp_close)
+        wrong += compare(self._checkpoint.sockets, live, renumbered)
         if wrong:
             raise RestoreError(
                 "what CRIU restored is not what the image holds", code="restore-differs", details="\n".join(wrong)
@@ -427,7 +454,7 @@ class _Restore:
             name=self._name,
             pid=self._root,
             processes=len(self._checkpoint.processes),
-            connections=0 if self._tcp_close else self._checkpoint.group.connections,
+            connections=self._remapped.connections,
             own_pid_namespace=self._adopted,
             restore_seconds=time.monotonic() - began,
             away_seconds=time.time() - self._reader.header.created,

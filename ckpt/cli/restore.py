@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ckpt.cli import render
+from ckpt.cli.mapping_options import mapping_options
 from ckpt.cli.options import common, require_root, settings
+
+if TYPE_CHECKING:
+    from ckpt.mapping import Mapping
 
 
 @click.command(name="restore")
@@ -15,8 +20,9 @@ from ckpt.cli.options import common, require_root, settings
 @click.option("--name", metavar="NAME", help="What the group is called here.  [default: as in the image]")
 @click.option("--dry-run", is_flag=True, help="Say whether it would be restored here; touch nothing.")
 @click.option("--tcp-close", is_flag=True, help="Close the TCP connections that were established.")
+@mapping_options
 @common
-def command(image: Path, name: str | None, dry_run: bool, tcp_close: bool) -> None:
+def command(image: Path, name: str | None, dry_run: bool, tcp_close: bool, mapping: Mapping) -> None:
     """Bring a group back from IMAGE, with its addresses, sockets and connections.
 
     A failure leaves nothing of it behind, and the image as it was.
@@ -28,7 +34,13 @@ def command(image: Path, name: str | None, dry_run: bool, tcp_close: bool) -> No
     asked = settings()
     with render.progress(asked) as progress:
         report = restore_group(
-            image, name=name, dry_run=dry_run, tcp_close=tcp_close, criu_path=asked.criu, progress=progress
+            image,
+            name=name,
+            dry_run=dry_run,
+            tcp_close=tcp_close,
+            mapping=mapping,
+            criu_path=asked.criu,
+            progress=progress,
         )
     if asked.json:
         render.emit(report)
