@@ -196,6 +196,8 @@ def _naming(checkpoint: Checkpoint, port: int) -> Iterator[str]:
 
 def listed(sockets: Iterable[Socket]) -> str:
     """Connections by their ends, the first of them."""
-    names = [f"{one.local} – {one.remote}" for one in sockets]
+    # An IPv4 connection of a socket of both families is one of IPv4 to everybody else.
+    names = [f"{one.local} – {one.remote}".replace("::ffff:", "") for one in sockets]
+    names = [re.sub(r"\[([\d.]+)\]", r"\1", name) for name in names]
     more = len(names) - _LISTED
     return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")

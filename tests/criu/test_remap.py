@@ -1,0 +1,174 @@
+"""Groups restored under other names: addresses, links and ports, by real processes and a client on the wire."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckpt.errors import RefusedError
+from ckpt.mapping import Mapping, parse_mapping
+from ckpt.model.finding import Severity
+from ckpt.restore import RestoreReport
+from tests.criu.groups import Group, Starter, python
+from tests.criu.segment import Addresses, Segment, made, run
+from tests.criu.test_command import ckpt
+from tests.criu.test_foreign import Launch, launch
+
+__all__ = ["launch"]
+
+
+def named(start: Starter, **spec: Any) -> Group:
+    addresses = start.segment.addresses()
+    group = start(python("named_sockets.py", addresses.v4, addresses.v6), addresses=addresses, **spec)
+    group.wait_for_log("ready")
+    return group
+
+
+def other(group: Group, *, ports: tuple[str, ...] = (), links: tuple[str, ...] = ()) -> tuple[Addresses, Mapping]:
+    """Addresses that nobody has, and the mapping of the group's to them."""
+    new, old = group.segment.addresses(), group.addresses
+    pairs = [f"{old.v4}={new.v4}", f"{old.v6}={new.v6}"]
+    return new, parse_mapping(pairs, ports=ports, links=links)
+
+
+def said(segment: Segment, address: str, port: int = 7000) -> str:
+    with segment.connect(address, port) as client:
+        return client.recv(100).decode()
+
+
+def inside(group: Group, *command: str) -> str:
+    return run("nsenter", f"--net=/proc/{group.pid}/ns/net", *command)
+
+
+def codes(report: RestoreReport) -> set[str]:
+    return {one.code for one in report.findings}
+
+
+def test_restore_under_other_addresses_and_ports(start: Starter) -> None:
+    group = named(start)
+    assert said(group.segment, group.addresses.v4) == f"tcp udp {group.addresses.v4} {group.addresses.v4}\n"
+    inside(group, "nft", f"table ip x {{ chain y {{ ip daddr {group.addresses.v4} counter; }}; }}")
+    new, mapping = other(group, ports=("7000=7070",))
+    group.dump()
+    report = group.restore(mapping=mapping)
+    assert {"map-follows", "map-port-kept"} <= codes(report)
+    for address in new:
+        assert said(group.segment, address.partition("/")[0], 7070) == f"tcp udp {new.v4} {new.v4}\n"
+    assert f"ip daddr {new.v4} counter" in inside(group, "nft", "list", "ruleset")
+    held = [one["local"] for link in json.loads(inside(group, "ip", "-j", "addr")) for one in link["addr_info"]]
+    assert {new.v4, new.v6} <= set(held) and not {group.addresses.v4, group.addresses.v6} & set(held)
+    with group.segment.socket(new.v4, socket.SOCK_DGRAM) as client:
+        client.settimeout(60)
+        client.connect((new.v4, 7070))
+        client.send(b"there and")
+        assert client.recv(100) == b"there and back"
+    # And from there on again, as it is now.
+    group.round_trip()
+    assert said(group.segment, new.v4, 7070) == f"tcp udp {new.v4} {new.v4}\n"
+
+
+def test_restore_of_a_connection_under_another_address_blocks(start: Starter) -> None:
+    group = start.stream_server()
+    with group.stream() as stream:
+        stream.progress()
+        _, mapping = other(group)
+        group.dump()
+        with pytest.raises(RefusedError) as caught:
+            group.restore(mapping=mapping)
+        assert caught.value.code == "map-connection"
+        assert f"{group.addresses.v4}:7000 – " in (caught.value.details or "")
+        # Nothing was touched: as it was, it goes on.
+        group.restore()
+        stream.progress()
+        stream.finish()
+
+
+def test_restore_of_a_connection_under_another_address_closes_it_when_asked(start: Starter) -> None:
+    group = start.stream_server()
+    with group.stream() as stream:
+        stream.progress()
+        new, mapping = other(group)
+        group.dump()
+        report = group.restore(mapping=mapping, tcp_close=True)
+        (closed,) = [one for one in report.findings if one.code == "tcp-closed"]
+        assert (report.connections, closed.severity) == (0, Severity.WARN)
+        assert f"{group.addresses.v4}:7000 – " in closed.reason
+    with group.stream(new.v4) as stream, group.stream(new.v6) as six:
+        stream.progress()
+        six.progress()
+        stream.finish()
+        six.finish()
+
+
+def test_restore_tcp_close_leaves_connections_within_the_group(start: Starter) -> None:
+    group = named(start)
+    with group.segment.connect(group.addresses.v4, 7000) as client:
+        client.recv(100)
+    group.dump()
+    report = group.restore(tcp_close=True)
+    assert report.connections == 2
+    assert said(group.segment, group.addresses.v4).startswith("tcp udp")
+
+
+def test_restore_on_another_bridge(start: Starter) -> None:
+    group = start.stream_server()
+    group.dump()
+    with made() as elsewhere:
+        report = group.restore(mapping=parse_mapping(links=[f"{group.segment.bridge}={elsewhere.bridge}"]))
+        assert "map-follows" in codes(report)
+        group.segment = elsewhere
+        with group.stream() as stream:
+            stream.progress()
+            stream.finish()
+        group.dump()
+
+
+def test_restore_on_a_bridge_that_is_not_there_blocks(start: Starter, unique: Callable[[str], str]) -> None:
+    group = start.stream_server()
+    group.dump()
+    missing = unique("br")
+    with pytest.raises(RefusedError) as caught:
+        group.restore(mapping=parse_mapping(links=[f"{group.segment.bridge}={missing}"]))
+    assert caught.value.code == "link-missing"
+    assert missing not in run("ip", "link")
+
+
+def test_restore_in_the_hosts_network_under_another_address(start: Starter, launch: Launch) -> None:
+    host = start.segment.host
+    group = start.adopt(launch(python("named_sockets.py", host.v4, host.v6)), host)
+    new, mapping = other(group, ports=("7000=7070",))
+    group.dump()
+    with pytest.raises(RefusedError) as caught:
+        group.restore(mapping=mapping)
+    # The host does not have it yet.
+    assert caught.value.code == "address-missing"
+    for address in new:
+        run("ip", "addr", "add", address, "dev", group.segment.bridge, *(["nodad"] if ":" in address else []))
+    group.restore(mapping=mapping)
+    try:
+        assert said(group.segment, new.v4, 7070) == f"tcp udp {new.v4} {new.v4}\n"
+        assert said(group.segment, new.v6, 7070) == f"tcp udp {new.v4} {new.v4}\n"
+    finally:
+        group.dump()
+
+
+def test_command_maps_from_words_and_a_file(start: Starter, tmp_path: Path) -> None:
+    group = named(start)
+    new = group.segment.addresses()
+    group.dump()
+    file = tmp_path / "map.toml"
+    file.write_text(f'[address]\n"{group.addresses.v6}" = "{new.v6}"\n[port]\n7000 = 7071\n')
+    words = ["--map", file, "--map-address", f"{group.addresses.v4}={new.v4}"]
+    dry = ckpt("restore", group.image, *words, "--dry-run", "--json")
+    assert {"map-follows", "address"} <= {one["code"] for one in json.loads(dry.stdout)["findings"]}
+    assert ckpt("restore", group.image, *words, "--map-port", "7000=1").returncode == 2
+    done = ckpt("restore", group.image, *words, "--json")
+    assert done.returncode == 0, done.stderr
+    assert said(group.segment, new.v6, 7071) == f"tcp udp {new.v4} {new.v4}\n"
+    assert os.path.exists(f"/proc/{json.loads(done.stdout)['pid']}")
