@@ -23,7 +23,10 @@ def _meaning(kind: type[errors.CkptError]) -> str:
 
 def epilog() -> str:
     """The table as the last words of ``ckpt --help``."""
-    failures = (f"{status}: {meaning}" for status, _, meaning in table())
-    lines = ["Exit statuses:", "0: done", *failures, f"{DIFFERENT}: `ckpt diff` found differences", SIGNALS]
+    meanings = {status: meaning for status, _, meaning in table()} | {
+        0: "done",
+        DIFFERENT: "`ckpt diff` found differences",
+    }
+    lines = ["Exit statuses:", *(f"{status}: {meanings[status]}" for status in sorted(meanings)), SIGNALS]
     # \b keeps click from rewrapping the paragraph.
     return "\b\n" + "\n".join(f"  {line}" if place else line for place, line in enumerate(lines))
