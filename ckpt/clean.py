@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ckpt import held, registry, stop
+from ckpt import context, held, registry, stop
 from ckpt.errors import CkptError, NetworkError, NotFoundError
 from ckpt.image import Reader
 from ckpt.kernel import datagrams, ending, link_remaps, lock, mntns, netns, outside, proc, remains, takedown
@@ -120,6 +120,7 @@ class _Search:
         yield from self._locks_of_groups()
         yield from self._locks_of_the_host()
         yield from self._groups()
+        yield from self._contexts()
         yield from self._bridges()
         yield from _files()
 
@@ -252,6 +253,21 @@ class _Search:
             if not entry.alive and entry.name not in busy:
                 reason = f"its first process (PID {entry.pid}) is gone"
                 yield _Found("group", entry.name, reason, partial(stop.clear, entry))
+
+    def _contexts(self) -> Iterator[_Found]:
+        """Contexts without a group, whole or half made, the addresses put on links for them, and what all stand on."""
+        kept = {entry.context for entry in self._entries} | {work.group for work in self._living}
+        names = context.names()
+        for name in names:
+            if name not in kept:
+                yield _Found("context", name, "no group is in it", partial(context.discard, name))
+        known = {given for entry in self._entries for given in entry.given}
+        for work in self._dead:
+            for given in sorted(set(work.texts("given")) - known):
+                ifname, _, address = given.partition(" ")
+                yield _Found("address", address, _what(work), partial(context.take_address, ifname, address))
+        if not self._living and not names and context.has_floor():
+            yield _Found("programs", "of contexts", "there is no context", context.release_floor)
 
     def _bridges(self) -> Iterator[_Found]:
         """Bridges that ckpt made and nobody uses: no port, no address, no group."""

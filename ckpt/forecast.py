@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 from ckpt import spaces
 from ckpt.check import check_dump
+from ckpt.context import dump_findings
 from ckpt.errors import NetworkError, NotFoundError
 from ckpt.kernel import rtnl_group
 from ckpt.model.finding import Finding, blocking
@@ -22,7 +23,7 @@ from ckpt.model.travel import cannot_travel
 
 def findings_of(facts: GroupFacts) -> tuple[Finding, ...]:
     """All findings for a dump of the group; without one that blocks, it can be dumped."""
-    found = check_dump(facts)
+    found = (*check_dump(facts), *dump_findings(facts.root))
     if blocking(found):
         # some of these say that its network cannot even be looked at as the group's
         return found

@@ -44,7 +44,9 @@ class GroupEntry:
 
     ``pid`` is the root task as the host sees it and ``start_time`` its start in clock ticks after boot. ``links``
     are the ends of its links that lie in the host's namespace; ``bridge_made`` says that ckpt made ``bridge``;
-    ``parent`` is the host's link below a macvlan. Times are seconds since the epoch.
+    ``parent`` is the host's link below a macvlan. ``context`` names the IP-set context that the group is confined by,
+    and ``given`` the addresses that ckpt put on links of the host for it (``eth0 10.0.0.5/24``). Times are seconds
+    since the epoch.
     """
 
     name: str
@@ -57,6 +59,8 @@ class GroupEntry:
     bridge_made: bool = False
     parent: str | None = None
     addresses: tuple[str, ...] = ()
+    context: str | None = None
+    given: tuple[str, ...] = ()
     log: str | None = None
     command: tuple[str, ...] = ()
     created: float = field(default_factory=time.time)
@@ -323,7 +327,7 @@ _DAMAGED = "remove the file; the processes of the group are not touched by that"
 
 def _decode_group(raw: dict[str, Any]) -> GroupEntry:
     known = {item.name for item in fields(GroupEntry)}
-    lists = ("links", "addresses", "command")
+    lists = ("links", "addresses", "given", "command")
     values: dict[str, Any] = {
         key: tuple(value) if key in lists else value for key, value in raw.items() if key in known
     }

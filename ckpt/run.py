@@ -33,6 +33,7 @@ from ckpt.kernel.ending import end_tree
 from ckpt.model.groupspec import GroupSpec, LinkKind, check_spec
 from ckpt.model.process import Isolation
 from ckpt.registry import GroupEntry, Operation
+from ckpt.runcontext import Confinement, confine
 from ckpt.runnetwork import Attachment, attach, require_addresses_free
 from ckpt.stop import clear
 
@@ -107,6 +108,9 @@ def _start(spec: GroupSpec, on_pid: Callable[[int], None]) -> tuple[GroupEntry, 
         require_addresses_free(spec)
         attachment = Attachment()
         namespace: int | None = None
+        confined: Confinement | None = None
+        if spec.isolation is Isolation.IPSET:
+            confined = confine(spec, operation, undo)
         if spec.isolation is Isolation.NETNS:
             namespace = netns.create()
             undo.callback(os.close, namespace)
@@ -122,9 +126,10 @@ def _start(spec: GroupSpec, on_pid: Callable[[int], None]) -> tuple[GroupEntry, 
             umask=spec.umask,
             log=log,
             netns=namespace,
+            bounds=confined.bounds if confined else None,
         )
         with spawn.starting(first) as starting:
-            entry = _entry(spec, starting.pid, namespace, attachment, log_path)
+            entry = _entry(spec, starting.pid, namespace, attachment, log_path, confined)
             undo.callback(end_tree, starting.pid, timeout=0)
             registry.add(entry)
             undo.callback(registry.remove, spec.name, pid=entry.pid)
@@ -140,7 +145,14 @@ def _start(spec: GroupSpec, on_pid: Callable[[int], None]) -> tuple[GroupEntry, 
         return entry, ended
 
 
-def _entry(spec: GroupSpec, pid: int, namespace: int | None, attachment: Attachment, log: Path) -> GroupEntry:
+def _entry(
+    spec: GroupSpec,
+    pid: int,
+    namespace: int | None,
+    attachment: Attachment,
+    log: Path,
+    confined: Confinement | None,
+) -> GroupEntry:
     return GroupEntry(
         name=spec.name,
         pid=pid,
@@ -148,10 +160,12 @@ def _entry(spec: GroupSpec, pid: int, namespace: int | None, attachment: Attachm
         isolation=spec.isolation,
         netns=None if namespace is None else netns.inode(namespace),
         links=attachment.links,
-        bridge=spec.link if spec.kind is LinkKind.VETH else None,
+        bridge=spec.link if spec.kind is LinkKind.VETH and confined is None else None,
         bridge_made=attachment.bridge_made,
         parent=spec.link if spec.kind is not LinkKind.VETH else None,
-        addresses=tuple(spec.addresses),
+        addresses=confined.members if confined else tuple(spec.addresses),
+        context=confined.context if confined else None,
+        given=confined.given if confined else (),
         log=str(log),
         command=tuple(spec.command),
     )

@@ -17,6 +17,7 @@ from ckpt import registry
 from ckpt.errors import ExistsError, NetworkError, NotFoundError
 from ckpt.kernel import apply, arp, outside, rtnl
 from ckpt.model.groupspec import GroupSpec, LinkKind, parse_address, wanted_network
+from ckpt.model.process import Isolation
 from ckpt.plan import plan_network
 from ckpt.registry import Operation
 from ckpt.stop import release_bridge
@@ -36,7 +37,7 @@ class Attachment:
 
 def require_addresses_free(spec: GroupSpec) -> None:
     """ExistsError (``address-in-use``) that says who has an address of the group."""
-    if spec.link is None:
+    if spec.link is None or spec.isolation is Isolation.IPSET:
         return
     link = outside.find(spec.link)
     if spec.kind is LinkKind.VETH and link is not None and link.kind != "bridge":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ckpt import registry
+from ckpt import context, registry
 from ckpt.kernel import ending, outside
 from ckpt.registry import GroupEntry
 
@@ -44,6 +44,7 @@ def clear(entry: GroupEntry) -> str | None:
             return None
         for link in entry.links:
             outside.delete(link)
+        context.release(entry)
         registry.remove(entry.name)
         return entry.bridge if entry.bridge is not None and release_bridge(entry.bridge) else None
 

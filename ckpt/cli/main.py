@@ -30,13 +30,16 @@ COMMANDS = (
     "exec",
     "logs",
     "stop",
+    "context",
     "dump",
     "restore",
+    "migrate",
     "inspect",
     "verify",
     "diff",
     "check",
     "clean",
+    "agent",
 )
 
 

@@ -88,6 +88,20 @@ class Target(click.ParamType[str | int]):
         return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
 
 
+class Bytes(click.ParamType[int]):
+    """A number of bytes: ``65536``, ``64K``, ``512M``, ``2G``."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> int:
+        text = str(value)
+        shift = {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1:].upper(), 0)
+        digits = text[:-1] if shift else text
+        if not (digits.isascii() and digits.isdecimal()):
+            self.fail(f"{text!r} is not a number of bytes, like 65536, 64K or 2G", param, context)
+        return int(digits) << shift
+
+
 def is_image(target: str) -> bool:
     """A word with a slash or a suffix of ours, or a file's name that is no group's, is an image."""
     from ckpt import registry

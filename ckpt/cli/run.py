@@ -7,7 +7,7 @@ import os
 import click
 
 from ckpt.cli import render
-from ckpt.cli.options import common, require_root, settings
+from ckpt.cli.options import Bytes, common, require_root, settings
 from ckpt.errors import UsageError
 
 
@@ -17,19 +17,31 @@ from ckpt.errors import UsageError
 )
 @click.option(
     "--isolation",
-    type=click.Choice(["netns", "none"]),
+    type=click.Choice(["netns", "ipset", "none"]),
     default="netns",
     show_default=True,
-    help="A network namespace of its own, or the host's network.",
+    help="A network namespace of its own, or the host's network, confined to its addresses or not.",
 )
 @click.option(
-    "--link", metavar="IFNAME", help="The bridge to be attached to, made if absent; for macvlan the link below."
+    "--link",
+    metavar="IFNAME",
+    help="The bridge to be attached to, made if absent; for macvlan the link below; for ipset where addresses are put.",
 )
 @click.option(
     "--kind", type=click.Choice(["veth", "macvlan"]), default="veth", show_default=True, help="How it is attached."
 )
-@click.option("--address", "addresses", multiple=True, metavar="CIDR", help="An address of the group. May be repeated.")
+@click.option(
+    "--address",
+    "addresses",
+    multiple=True,
+    metavar="CIDR",
+    help="An address of the group; for ipset also with ports (10.0.0.5:80-89/tcp). May be repeated.",
+)
 @click.option("--gateway", "gateways", multiple=True, metavar="IP", help="The default gateway, one for each family.")
+@click.option("--limit-tasks", type=click.IntRange(min=1), metavar="N", help="ipset: so many tasks at once.")
+@click.option("--limit-nice", type=click.IntRange(-20, 19), metavar="N", help="ipset: no better nice value than N.")
+@click.option("--limit-data", type=Bytes(), metavar="BYTES", help="ipset: the data of each process.")
+@click.option("--limit-memlock", type=Bytes(), metavar="BYTES", help="ipset: locked memory of each process.")
 @click.option("--workdir", default="/", show_default=True, metavar="DIR", help="The working directory.")
 @click.option(
     "--env", "variables", multiple=True, metavar="NAME[=VALUE]", help="Set a variable, or pass on the caller's."
@@ -48,6 +60,10 @@ def command(
     kind: str,
     addresses: tuple[str, ...],
     gateways: tuple[str, ...],
+    limit_tasks: int | None,
+    limit_nice: int | None,
+    limit_data: int | None,
+    limit_memlock: int | None,
     workdir: str,
     variables: tuple[str, ...],
     clear_env: bool,
@@ -59,8 +75,12 @@ def command(
 
     It gets PID, IPC, UTS and network namespaces of its own, a session of its own, /dev/null as its standard input
     and a log as its output (see `ckpt logs`). It shares the host's mounts, so its /proc shows the host's PIDs.
+
+    With --isolation ipset it stays in the host's network and has only the addresses that are given, in their order.
     """
     require_root("ckpt run")
+    from ckpt.context import SEMANTIC_5
+    from ckpt.model.context import Limits
     from ckpt.model.groupspec import GroupSpec, LinkKind
     from ckpt.model.process import Isolation
     from ckpt.registry import GroupEntry
@@ -77,7 +97,10 @@ def command(
         environment=_environment(variables, clear_env),
         workdir=workdir,
         umask=_umask(umask),
+        limits=Limits(tasks=limit_tasks, nice=limit_nice, data=limit_data, memlock=limit_memlock),
     )
+    if spec.isolation is Isolation.IPSET:
+        render.warn(f"{spec.name}: {SEMANTIC_5}")
 
     def say(entry: GroupEntry) -> None:
         if settings().json:

@@ -6,16 +6,18 @@ the caller says. The directories that ckpt makes are children of the hierarchy's
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ckpt.errors import UnsupportedError
+from ckpt.errors import NetworkError, UnsupportedError
 from ckpt.kernel import syscalls
 
 _REMOVAL_SECONDS = 5.0
+_FREEZING_SECONDS = 5.0
 
 
 def mount_points(kind: str) -> Iterator[Path]:
@@ -81,6 +83,28 @@ def of_process(pid: int) -> str | None:
 def enter(path: Path, pid: int) -> None:
     """Move a process, with all its threads."""
     (path / "cgroup.procs").write_text(str(pid))
+
+
+@contextlib.contextmanager
+def frozen(path: Path) -> Iterator[None]:
+    """The processes of the cgroup stand still for the time of the block."""
+    freeze, events = path / "cgroup.freeze", path / "cgroup.events"
+    was = freeze.read_text().strip()
+    freeze.write_text("1")
+    try:
+        deadline = time.monotonic() + _FREEZING_SECONDS
+        while "frozen 1" not in events.read_text() and "populated 1" in events.read_text():
+            if time.monotonic() > deadline:
+                raise NetworkError(
+                    "the processes of the context do not stand still",
+                    code="context-busy",
+                    details=f"{events} says that some still run",
+                    hint="try again",
+                )
+            time.sleep(0.001)
+        yield
+    finally:
+        freeze.write_text(was)
 
 
 def remove(path: Path) -> None:

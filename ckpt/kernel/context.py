@@ -14,6 +14,7 @@ import contextlib
 import errno
 import ipaddress
 import os
+import re
 import secrets
 import socket
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +22,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from ckpt.errors import CkptError, NotFoundError, PermissionDeniedError, UnsupportedError
+from ckpt.errors import CkptError, NetworkError, NotFoundError, PermissionDeniedError, UnsupportedError
 from ckpt.kernel import bpf_calls, bpf_object, cgroup2, context_floor, context_maps, outside, rtnl_routes
 from ckpt.kernel.bpf_object import FLOOR, KINDS
 from ckpt.kernel.context_floor import Floor
@@ -32,13 +33,14 @@ from ckpt.model.network import Address
 
 _SO_NETNS_COOKIE = 71
 _PREFIX = "ckpt-"
+_CGROUP = re.compile(r"ckpt-[0-9a-f]+-")
 _NUMBERS = 1 << 14
 """As many contexts as a namespace may have: what 127.64.0.1 to 127.127.255.1 have room for."""
 
 _FIRST_LOOPBACK4 = int(ipaddress.IPv4Address("127.64.0.1"))
 _LOOPBACK6 = int(ipaddress.IPv6Address("fd63:6b70:7400::"))
 _BIND = "cgroup/bind4"
-_NLM_F_CREATE, _NLM_F_REPLACE = 0x400, 0x100
+_NLM_F_CREATE = 0x400
 
 
 def netns_cookie() -> int:
@@ -55,6 +57,11 @@ def cgroup_of(name: str, otherwise: Path | None = None) -> Path:
     return cgroup2.root(otherwise) / f"{_PREFIX}{netns_cookie():x}-{name}"
 
 
+def is_context(cgroup: str) -> bool:
+    """Whether a path within the hierarchy is in a context of ckpt's, of any network namespace."""
+    return _CGROUP.match(cgroup.strip("/").partition("/")[0]) is not None
+
+
 def found() -> Iterator[tuple[str, Path]]:
     """The contexts of the caller's namespace: name and cgroup, also of one that was only half made."""
     with contextlib.suppress(UnsupportedError):
@@ -65,8 +72,8 @@ def found() -> Iterator[tuple[str, Path]]:
 
 def create(name: str, members: Iterable[Member], directory: Path, undo: ExitStack) -> Context:
     """Make the context; undone by ``undo``. ``directory`` is ckpt's own, for what has to be mounted."""
+    undo.callback(release_floor, directory)
     with _explained(), context_floor.ensured(directory / "bpf") as floor:
-        undo.callback(release_floor, directory)
         cgroup = cgroup_of(name, directory / "cgroup")
         number = _free_number(floor)
         context = Context(
@@ -78,8 +85,8 @@ def create(name: str, members: Iterable[Member], directory: Path, undo: ExitStac
             loopback4=str(ipaddress.IPv4Address(_FIRST_LOOPBACK4 + (number << 8))),
             loopback6=str(ipaddress.IPv6Address(_LOOPBACK6 + number)),
         )
-        undo.callback(_give_address, context.loopback6, "lo", take=True)
-        _give_address(context.loopback6, "lo")
+        undo.callback(take_address, "lo", context.loopback6)
+        give_address("lo", context.loopback6)
         undo.callback(cgroup2.remove, cgroup)
         cgroup2.create(cgroup)
         _attach(context, floor)
@@ -176,7 +183,7 @@ def claims() -> tuple[Claim, ...]:
 def remove(name: str, path: Path, directory: Path) -> None:
     """Remove a context whose last process has gone, whole or half made, and what only it needed."""
     with contextlib.suppress(CkptError):
-        _give_address(read(name).loopback6, "lo", take=True)
+        take_address("lo", read(name).loopback6)
     cgroup2.remove(path)
     release_floor(directory)
 
@@ -187,6 +194,19 @@ def release_floor(directory: Path) -> bool:
         return False
     _forget_loopbacks()
     return context_floor.remove(directory / "bpf")
+
+
+def has_floor() -> bool:
+    """Whether the caller's namespace has anything that only contexts need."""
+    return context_floor.is_there()
+
+
+def cover() -> tuple[str, ...]:
+    """Let datagrams from every link be brought to where they belong; the links where that cannot be had."""
+    with context_floor.opened() as floor:
+        if floor is not None:
+            context_floor.cover(floor)
+    return context_floor.uncovered()
 
 
 def with_prefixes(members: Iterable[Member]) -> tuple[Member, ...]:
@@ -216,23 +236,34 @@ def _free_number(floor: Floor) -> int:
             return number
 
 
-def _give_address(address: str, ifname: str, *, take: bool = False) -> bool:
-    """Put an address on a link, or take it; whether that changed anything. A host without IPv6 has no ::1 either."""
+def give_address(ifname: str, address: str) -> bool:
+    """Put an address on a link; whether it was not there. A host without IPv6 has no ::1 to give either."""
+    return _set_address(rtnl_routes.RTM_NEWADDR, ifname, address)
+
+
+def take_address(ifname: str, address: str) -> bool:
+    """Take an address from a link; whether it was there."""
+    return _set_address(rtnl_routes.RTM_DELADDR, ifname, address)
+
+
+def _set_address(kind: int, ifname: str, address: str) -> bool:
     indices = {link.ifname: link.ifindex for link in outside.links()}
+    if ifname not in indices:
+        return False
     text = address if "/" in address else f"{address}/{ipaddress.ip_address(address).max_prefixlen}"
     flags = ("nodad",) if ":" in address else ()
-    scope = "host" if ifname == "lo" and ":" not in address else "global"
-    body = rtnl_routes.encode_address(Address(ifname=ifname, address=text, flags=flags, scope=scope), indices)
-    kind = rtnl_routes.RTM_DELADDR if take else rtnl_routes.RTM_NEWADDR
+    body = rtnl_routes.encode_address(Address(ifname=ifname, address=text, flags=flags), indices)
     try:
         with Netlink() as kernel:
-            kernel.request(kind, body, 0 if take else _NLM_F_CREATE)
+            kernel.request(kind, body, _NLM_F_CREATE if kind == rtnl_routes.RTM_NEWADDR else 0)
     except KernelRefusal as error:
         if error.errno in (errno.EEXIST, errno.EADDRNOTAVAIL):
             return False
-        if error.errno in (errno.EOPNOTSUPP, errno.EACCES, errno.EAFNOSUPPORT) and ifname == "lo":
+        if ifname == "lo" and error.errno in (errno.EOPNOTSUPP, errno.EACCES, errno.EAFNOSUPPORT):
             return False
-        raise
+        raise NetworkError(
+            f"the address {text} cannot be set on {ifname}", code="address-set", details=error.strerror
+        ) from error
     return True
 
 
@@ -242,7 +273,7 @@ def _forget_loopbacks() -> None:
     for one in outside.addresses():
         ip = ipaddress.ip_interface(one.address).ip
         if one.ifname == "lo" and ip in network:
-            _give_address(str(ip), "lo", take=True)
+            take_address("lo", str(ip))
 
 
 @contextlib.contextmanager

@@ -135,7 +135,7 @@ def remove(directory: Path) -> bool:
     return removed
 
 
-def is_there(directory: Path) -> bool:
+def is_there() -> bool:
     """Whether the caller's namespace has anything of a floor."""
     with _attached_lookup() as program:
         if program is not None:

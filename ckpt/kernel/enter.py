@@ -33,8 +33,11 @@ _BY_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def run_inside(pid: int, argv: Sequence[str]) -> int:
-    """Run ``argv`` in the namespaces and working directory of ``pid``; its exit status, 128+N after signal N."""
+def run_inside(pid: int, argv: Sequence[str], *, cgroup: str | None = None) -> int:
+    """Run ``argv`` in the namespaces and working directory of ``pid``; its exit status, 128+N after signal N.
+
+    With ``cgroup``, a directory, in that as well.
+    """
     try:
         pidfd = syscalls.pidfd_open(pid)
         workdir = os.open(f"/proc/{pid}/cwd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -44,7 +47,7 @@ def run_inside(pid: int, argv: Sequence[str]) -> int:
     try:
         helper = os.fork()
         if helper == 0:
-            _helper(pidfd, _other_namespaces(pid), workdir, argv, writer)
+            _helper(pidfd, _other_namespaces(pid), workdir, argv, writer, cgroup)
     finally:
         for descriptor in (pidfd, workdir, writer):
             os.close(descriptor)
@@ -65,10 +68,15 @@ def _other_namespaces(pid: int) -> int:
     return flags
 
 
-def _helper(pidfd: int, flags: int, workdir: int, argv: Sequence[str], report: int) -> NoReturn:
+def _helper(pidfd: int, flags: int, workdir: int, argv: Sequence[str], report: int, cgroup: str | None) -> NoReturn:
     """The helper's whole life, in the forked child."""
-    stage = "setns"
+    stage = "cgroup"
     try:
+        if cgroup is not None:
+            procs = os.open(f"{cgroup}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+            os.write(procs, b"0")
+            os.close(procs)
+        stage = "setns"
         if flags:
             syscalls.setns(pidfd, flags)
         os.fchdir(workdir)

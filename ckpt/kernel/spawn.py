@@ -17,11 +17,12 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from ckpt.errors import CkptError, NotFoundError, PermissionDeniedError, UnsupportedError
@@ -33,6 +34,20 @@ from ckpt.kernel.procfs import read_stat
 _FORKED_NOT_EXECUTED = 0x40
 
 _POLL_SECONDS = 0.003
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What PID 1 is kept in from before its first instruction, and all that come from it.
+
+    ``cgroups`` are directories, ``capabilities`` the numbers of those that nobody shall have again, ``limits`` values
+    of resources (hard and soft), ``nice`` the best nice value.
+    """
+
+    cgroups: Sequence[str] = ()
+    capabilities: Sequence[int] = ()
+    limits: Mapping[int, int] = field(default_factory=dict)
+    nice: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +65,7 @@ class FirstProcess:
     umask: int
     log: int
     netns: int | None = None
+    bounds: Bounds | None = None
 
 
 class Starting:
@@ -132,6 +148,9 @@ def _first(first: FirstProcess, report: int, go: int, log: int, null: int) -> No
         os.setsid()
         if not os.read(go, 1):
             os._exit(0)
+        stage = "bounds"
+        if first.bounds is not None:
+            _enter_bounds(first.bounds)
         stage = "workdir"
         os.chdir(first.workdir)
         os.umask(first.umask)
@@ -145,6 +164,25 @@ def _first(first: FirstProcess, report: int, go: int, log: int, null: int) -> No
         _send(report, stage, error.errno or 0)
     finally:
         os._exit(127)
+
+
+def _enter_bounds(bounds: Bounds) -> None:
+    """Be confined: from here on nothing is made that is not, and there is no way back."""
+    for cgroup in bounds.cgroups:
+        procs = os.open(f"{cgroup}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(procs, b"0")
+        os.close(procs)
+    syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+    if bounds.nice is not None and os.getpriority(os.PRIO_PROCESS, 0) < bounds.nice:
+        os.setpriority(os.PRIO_PROCESS, 0, bounds.nice)
+    for number, value in bounds.limits.items():
+        # A lower one that holds already stays: raising it may need what ckpt itself has not.
+        hard = resource.getrlimit(number)[1]
+        lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(number, (lowest, lowest))
+    # Root's exec is given what the bounding set holds.
+    for capability in bounds.capabilities:
+        syscalls.prctl(syscalls.PR_CAPBSET_DROP, capability)
 
 
 def _reset_signals() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from ckpt.errors import UsageError
+from ckpt.model.context import Limits, parse_set
 from ckpt.model.network import Address, Counterpart, Link, Network, Place, Route
 from ckpt.model.process import Isolation
 
@@ -44,6 +45,8 @@ class GroupSpec:
 
     ``command`` is an argument list, never a shell's text. ``link`` is the bridge (veth) or the link below (macvlan);
     without it the group has only lo. ``addresses`` have a prefix length; ``gateways`` are one per family.
+    In a context (isolation ``ipset``) the addresses are its set, in their order, with ports if they have any, and
+    ``link`` is where those are put that the host does not have; ``limits`` are for contexts alone.
     ``environment`` is the whole of it. ``workdir`` is ``/`` unless said otherwise: a directory that every host has.
     """
 
@@ -57,6 +60,7 @@ class GroupSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     workdir: str = "/"
     umask: int = 0o022
+    limits: Limits = field(default_factory=Limits)
 
 
 def check_spec(spec: GroupSpec) -> None:
@@ -77,6 +81,11 @@ def check_spec(spec: GroupSpec) -> None:
         _refuse("command-invalid", "arguments and environment cannot hold a NUL character")
     if not spec.workdir.startswith("/"):
         _refuse("workdir-relative", f"the working directory {spec.workdir!r} is not an absolute path")
+    if spec.isolation is Isolation.IPSET:
+        _check_context(spec)
+        return
+    if spec.limits != Limits():
+        _refuse("limits-context", "limits belong to a context", hint="add --isolation ipset and an --address")
     _check_link(spec)
     interfaces = [parse_address(text) for text in spec.addresses]
     doubled = next(
@@ -156,6 +165,24 @@ def _address(interface: Interface) -> Address:
 def _default_route(gateway: str) -> Route:
     address = ipaddress.ip_address(gateway)
     return Route(destination="0.0.0.0/0" if address.version == 4 else "::/0", gateway=str(address), ifname=GROUP_IFNAME)
+
+
+def _check_context(spec: GroupSpec) -> None:
+    if not parse_set(spec.addresses):
+        _refuse("address-needed", "a context needs an address", hint="name one that this host has with --address")
+    if spec.gateways or spec.kind is not LinkKind.VETH:
+        _refuse(
+            "isolation-network",
+            "--isolation ipset leaves the group in the host's network, with the host's routes",
+            hint="leave out --gateway and --kind, or the isolation",
+        )
+    if spec.link is not None and not _is_ifname(spec.link):
+        _refuse("link-invalid", f"{spec.link!r} cannot be the name of a link")
+    limits = spec.limits
+    if any(value is not None and value < 1 for value in (limits.tasks, limits.data)) or (limits.memlock or 0) < 0:
+        _refuse("limit-invalid", "a limit is a number above zero")
+    if limits.nice is not None and not -20 <= limits.nice <= 19:
+        _refuse("limit-invalid", f"{limits.nice} is not a nice value", hint="from -20 to 19")
 
 
 def _check_link(spec: GroupSpec) -> None:

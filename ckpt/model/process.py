@@ -192,9 +192,13 @@ class Process:
 
 
 class Isolation(enum.StrEnum):
-    """Where the group's network is: in a namespace of its own, or in the one that ckpt itself is in."""
+    """Where the group's network is: in a namespace of its own, or in the one that ckpt itself is in.
+
+    There it may be confined to a set of addresses (``ipset``).
+    """
 
     NETNS = "netns"
+    IPSET = "ipset"
     NONE = "none"
 
 

@@ -1,0 +1,235 @@
+"""IP-set contexts of this host: what they are, what holds them, and how they end.
+
+A context belongs to the group of its name and ends with it. Its set may change while the group runs. The group stands
+still for that moment, so that its sockets and the books agree: an address that comes is given to every socket on `*`,
+or the change is refused as a whole, as their bind would have been; an address that goes must not be in use, or its
+sockets are destroyed, and their peers told, when the change is forced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ckpt import registry
+from ckpt.errors import ExistsError, NetworkError, NotFoundError, RefusedError, UsageError
+from ckpt.kernel import cgroup2, context_books, context_bounds, context_sockets, outside
+from ckpt.kernel import context as kernel
+from ckpt.kernel.context_sockets import ContextSocket
+from ckpt.model.context import MOST_ADDRESSES, Context, Member, merged, parse_set
+from ckpt.model.finding import Finding, Severity
+from ckpt.model.process import Isolation
+from ckpt.registry import GroupEntry
+
+SEMANTIC_5 = (
+    "its programs can see every address, link and socket of this host, though they can use only their own; "
+    "--isolation netns hides the others"
+)
+"""What the host's own network stack cannot give a context."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextReport:
+    """A context as it is now: its ``members`` as they are written, its processes and sockets.
+
+    ``uncovered`` are links from which datagrams reach sockets on `*` on their first address alone.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    loopback4: str
+    loopback6: str
+    cgroup: str
+    processes: tuple[int, ...]
+    sockets: tuple[ContextSocket, ...]
+    missing: tuple[str, ...] = ()
+    uncovered: tuple[str, ...] = ()
+
+
+def reports() -> tuple[ContextReport, ...]:
+    """Every context of this host's network namespace, by name."""
+    with registry.locked():
+        found = []
+        for name, _ in kernel.found():
+            with contextlib.suppress(NotFoundError):  # half made, or going
+                found.append(_report(kernel.read(name)))
+        return tuple(found)
+
+
+def report(name: str) -> ContextReport:
+    """The context called ``name``."""
+    with registry.locked():
+        return _report(kernel.read(name))
+
+
+def _report(context: Context) -> ContextReport:
+    return ContextReport(
+        name=context.name,
+        members=tuple(text for member in context.members for text in str(member).split()),
+        loopback4=context.loopback4,
+        loopback6=context.loopback6,
+        cgroup=context.cgroup,
+        processes=tuple(sorted(cgroup2.pids(Path(context.cgroup)))),
+        sockets=context_sockets.of(context),
+        missing=kernel.missing_programs(context),
+        uncovered=kernel.cover(),
+    )
+
+
+def change(name: str, *, add: Sequence[str] = (), remove: Sequence[str] = (), force: bool = False) -> ContextReport:
+    """Add addresses to a context and remove others, as one change that happens or does not."""
+    coming, going = parse_set(add), parse_set(remove)
+    with registry.locked():
+        before = kernel.read(name)
+        members = _changed(before, coming, going)
+        _require_on_host(coming)
+        with cgroup2.frozen(Path(before.cgroup)):
+            lost = [one for one in before.members if one.address not in {member.address for member in members}]
+            used = [one for one in context_sockets.of(before) if one.local.address in {one.address for one in lost}]
+            if used and not force:
+                raise RefusedError(
+                    f"{' and '.join(sorted({one.local.address for one in used}))} is in use",
+                    code="address-in-use",
+                    details="\n".join(str(one) for one in used),
+                    hint="end these first, or have them aborted with --force",
+                )
+            context_books.enter(before, [one for one in members if one.address not in _addresses(before)])
+            for one in used:
+                context_sockets.destroy(one)
+            after = kernel.change(before, members)
+            context_books.strike(before, [one.address for one in lost])
+        entry = registry.find(name)
+        if entry is not None and entry.context == name:
+            registry.add(_with_addresses(entry, after), replace=True)
+        return _report(after)
+
+
+def _addresses(context: Context) -> set[str]:
+    return {one.address for one in context.members}
+
+
+def _with_addresses(entry: GroupEntry, context: Context) -> GroupEntry:
+    return replace(entry, addresses=tuple(text for one in context.members for text in str(one).split()))
+
+
+def _changed(context: Context, coming: Iterable[Member], going: Iterable[Member]) -> tuple[Member, ...]:
+    """The set after the change; UsageError when that does not fit together."""
+    members = {one.address: one for one in context.members}
+    for one in going:
+        if one.address not in members:
+            raise NotFoundError(
+                f"{one.address} is not of the context {context.name}",
+                code="address-missing",
+                hint=f"`ckpt context {context.name}` shows its set",
+            )
+        if one.ports:
+            raise UsageError("an address is removed with all its ports", code="address-invalid", hint="leave them out")
+        del members[one.address]
+    for one in coming:
+        there = members.get(one.address)
+        members[one.address] = one if there is None else merged(there, one)
+    if not members:
+        raise UsageError("a context needs an address", code="address-needed", hint="add one in the same command")
+    if len(members) > MOST_ADDRESSES:
+        raise UsageError(f"a set has {MOST_ADDRESSES} addresses at most", code="set-too-large")
+    return tuple(members.values())
+
+
+def _require_on_host(members: Iterable[Member]) -> None:
+    known = {one.address.partition("/")[0] for one in outside.addresses()}
+    for one in members:
+        if one.address not in known:
+            raise NotFoundError(
+                f"this host does not have the address {one.address}",
+                code="address-missing",
+                hint=f"`ip addr add {one.address}/… dev …` puts it on a link",
+            )
+
+
+# -- the group that a context belongs to -------------------------------------------------------------------------------
+
+
+def cgroup_of(entry: GroupEntry) -> str | None:
+    """The directory of the cgroup that a group's processes have to be in; None when it is not confined."""
+    return None if entry.context is None else str(kernel.cgroup_of(entry.context))
+
+
+def dump_findings(root: int) -> Iterator[Finding]:
+    """Why a group in a context cannot be dumped."""
+    cgroup = cgroup2.of_process(root)
+    if cgroup is not None and kernel.is_context(cgroup):
+        yield Finding(
+            severity=Severity.BLOCK,
+            code="context-dump",
+            subject=f"PID {root}",
+            reason="is in an IP-set context, which images do not hold yet: restored, it would be unconfined",
+            remedy=f"run it with --isolation {Isolation.NETNS}",
+        )
+
+
+def release(entry: GroupEntry) -> None:
+    """Remove the context of a group that has ended, and the addresses that ckpt put on links for it."""
+    if entry.context is not None:
+        discard(entry.context)
+    for given in entry.given:
+        ifname, _, address = given.partition(" ")
+        take_address(ifname, address)
+
+
+def discard(name: str) -> None:
+    """Remove the context called ``name``, whole or half made; what still runs in it is ended."""
+    path = kernel.cgroup_of(name)
+    for pid in cgroup2.pids(path):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(FileNotFoundError):
+        context_bounds.remove(path)
+    kernel.remove(name, path, registry.state_dir())
+
+
+def names() -> tuple[str, ...]:
+    """The contexts of this host's network namespace, whole or half made."""
+    return tuple(name for name, _ in kernel.found())
+
+
+def has_floor() -> bool:
+    """Whether there are programs that only contexts need."""
+    return kernel.has_floor()
+
+
+def release_floor() -> None:
+    """Take away what only contexts need, when there is none."""
+    kernel.release_floor(registry.state_dir())
+
+
+def take_address(ifname: str, address: str) -> None:
+    """Take an address from a link of the host, unless another group has it in its set."""
+    plain = address.partition("/")[0]
+    for other, _ in kernel.found():
+        with contextlib.suppress(NotFoundError):
+            if plain in _addresses(kernel.read(other)):
+                return
+    with contextlib.suppress(NotFoundError):
+        kernel.take_address(ifname, address)
+
+
+def give_address(ifname: str, address: str) -> bool:
+    """Put an address on a link of the host; whether it was not there."""
+    link = outside.find(ifname)
+    if link is None:
+        raise NotFoundError(f"there is no link {ifname}", code="link-missing", hint="`ip link` lists those of the host")
+    if not link.up:
+        raise NetworkError(f"the link {ifname} is down", code="link-down", hint=f"ip link set {ifname} up")
+    return kernel.give_address(ifname, address)
+
+
+def require_no_context(name: str) -> None:
+    """ExistsError when there is a context called ``name``, though no group is."""
+    if kernel.cgroup_of(name, registry.state_dir() / "cgroup").exists():
+        raise ExistsError(
+            f"there is a context {name} already", code="context-exists", hint="`ckpt clean` removes what a crash left"
+        )

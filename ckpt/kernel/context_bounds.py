@@ -1,0 +1,100 @@
+"""What keeps a confined group in its context, and bsdjail's limits: capabilities, resources, a cgroup for its tasks.
+
+A root process with every capability could attach programs of its own, read and write packets beside every socket, or
+walk into another namespace. So a context's processes are started without the capabilities that do this, and without
+those that lift their limits. That is the bounding set: nothing they execute gets them back.
+"""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+from ckpt.errors import UnsupportedError
+from ckpt.kernel import cgroup2
+from ckpt.kernel.spawn import Bounds
+from ckpt.model.context import Context, Limits
+
+DROPPED = {
+    "CAP_NET_ADMIN": 12,
+    "CAP_NET_RAW": 13,
+    "CAP_SYS_MODULE": 16,
+    "CAP_SYS_RAWIO": 17,
+    "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_ADMIN": 21,
+    "CAP_MKNOD": 27,
+    "CAP_MAC_OVERRIDE": 32,
+    "CAP_MAC_ADMIN": 33,
+    "CAP_PERFMON": 38,
+    "CAP_BPF": 39,
+    "CAP_CHECKPOINT_RESTORE": 40,
+}
+"""By the numbers of include/uapi/linux/capability.h."""
+
+_CAP_SYS_NICE, _CAP_SYS_RESOURCE = 23, 24
+
+# The group's first process is tini, which is ours and not the user's.
+_OWN_TASKS = 1
+
+
+def bounds(context: Context, limits: Limits) -> Bounds:
+    """What the first process of a group in ``context`` is kept in."""
+    dropped = set(DROPPED.values())
+    values = {}
+    if limits.data is not None:
+        values[resource.RLIMIT_DATA] = limits.data
+    if limits.memlock is not None:
+        values[resource.RLIMIT_MEMLOCK] = limits.memlock
+    if limits.nice is not None:
+        # getrlimit(2): the ceiling of a nice value is 20 less the limit
+        values[resource.RLIMIT_NICE] = 20 - limits.nice
+        dropped.add(_CAP_SYS_NICE)
+    if limits != Limits():
+        dropped.add(_CAP_SYS_RESOURCE)
+    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+    tasks = tasks_cgroup(Path(context.cgroup)) if limits.tasks is not None else None
+    return Bounds(
+        cgroups=(context.cgroup,) if tasks is None or str(tasks) == context.cgroup else (context.cgroup, str(tasks)),
+        capabilities=tuple(sorted(number for number in dropped if number <= last)),
+        limits=values,
+        nice=limits.nice,
+    )
+
+
+def limit_tasks(context: Context, tasks: int) -> None:
+    """Let the context have ``tasks`` tasks at most, by the pids controller of whichever version has it."""
+    try:
+        root = Path(context.cgroup).parent
+        if "pids" in (root / "cgroup.controllers").read_text().split():
+            (root / "cgroup.subtree_control").write_text("+pids")
+        directory = tasks_cgroup(Path(context.cgroup))
+        if directory is None:
+            raise FileNotFoundError("no pids controller is mounted")
+        directory.mkdir(mode=0o755, exist_ok=True)
+        (directory / "pids.max").write_text(str(tasks + _OWN_TASKS))
+    except OSError as error:
+        raise UnsupportedError(
+            "tasks cannot be limited here",
+            code="limit-tasks",
+            details=str(error),
+            hint="the pids controller of cgroups is needed (CONFIG_CGROUP_PIDS)",
+        ) from error
+
+
+def tasks_cgroup(cgroup: Path) -> Path | None:
+    """Where the tasks of the context with ``cgroup`` are counted: there itself, or in version 1's own hierarchy."""
+    if "pids" in (cgroup.parent / "cgroup.controllers").read_text().split():
+        return cgroup
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        fields, _, rest = line.partition(" - ")
+        kind, _, options = rest.split(" ", 2)
+        if kind == "cgroup" and "pids" in options.split(","):
+            return Path(fields.split()[4]) / cgroup.name
+    return None
+
+
+def remove(cgroup: Path) -> None:
+    """Remove what only counted tasks."""
+    directory = tasks_cgroup(cgroup)
+    if directory is not None and directory != cgroup:
+        cgroup2.remove(directory)
