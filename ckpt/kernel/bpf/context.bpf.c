@@ -93,7 +93,7 @@ struct config {
 };
 
 #define V6ONLY_DEFAULT 1 /* net.ipv6.bindv6only */
-#define RESTORING 2      /* sockets are being restored: they are bound beside each other, as they were */
+#define RESTORING 2      /* sockets are being restored: connections are bound beside each other, as they were accepted */
 
 struct key {
     struct address address;
@@ -130,6 +130,7 @@ struct state {
 #define BOOKED 0x100
 #define OF_BIND (WILD | SHARE_PORT | SHARE_ADDRESS | BOOKED)
 #define EPHEMERAL 0x200 /* bound to port 0 */
+#define REPAIRED 0x400  /* a connection that is being restored */
 
 struct map {
     __u32 type, key_size, value_size, max_entries, flags;
@@ -306,7 +307,7 @@ INLINE void give_back_all(const struct config *c, const struct state *s, struct 
 
 INLINE struct state *state_of(void *sk) { return storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE); }
 
-INLINE __u32 share_flags(struct bpf_sock_addr *ctx) {
+INLINE __u32 share_flags(const struct config *c, struct bpf_sock_addr *ctx) {
     int value = 0;
     __u32 flags = 0;
     if (!getsockopt(ctx, 1 /* SOL_SOCKET */, 15 /* SO_REUSEPORT */, (char *)&value, sizeof(value)) && value)
@@ -314,6 +315,9 @@ INLINE __u32 share_flags(struct bpf_sock_addr *ctx) {
     value = 0;
     if (!getsockopt(ctx, 1, 2 /* SO_REUSEADDR */, (char *)&value, sizeof(value)) && value)
         flags |= SHARE_ADDRESS;
+    /* SK_FORCE_REUSE, which TCP_REPAIR sets and nothing else (net/ipv4/tcp.c): who accepts a connection books nothing. */
+    if (c->flags & RESTORING && value == 2)
+        flags |= REPAIRED;
     return flags;
 }
 
@@ -333,10 +337,11 @@ INLINE int first_of(const struct config *c, __u32 kind, __u8 protocol, __u32 por
 }
 
 /* Forget an earlier bind, if it failed. Who is bound cannot be bound again. */
-INLINE int begin_bind(struct bpf_sock_addr *ctx, struct state *s) {
+INLINE int begin_bind(const struct config *c, struct bpf_sock_addr *ctx, struct state *s) {
     if (s->flags & BOOKED)
         return 0;
-    s->flags = (s->flags & ~(OF_BIND | EPHEMERAL | CHOSEN)) | share_flags(ctx) | (ctx->user_port ? 0 : EPHEMERAL);
+    s->flags = (s->flags & ~(OF_BIND | EPHEMERAL | CHOSEN | REPAIRED)) | share_flags(c, ctx) |
+               (ctx->user_port ? 0 : EPHEMERAL);
     return 1;
 }
 
@@ -347,7 +352,7 @@ SEC("cgroup/bind4") int bind4(struct bpf_sock_addr *ctx) {
     struct address a;
     if (!c || !s || netns_cookie(ctx) != c->netns)
         return refuse(EADDRNOTAVAIL);
-    if (!begin_bind(ctx, s))
+    if (!begin_bind(c, ctx, s))
         return refuse(EINVAL);
     if (!ctx->user_ip4) {
         s->flags |= WILD4;
@@ -390,7 +395,7 @@ SEC("cgroup/bind6") int bind6(struct bpf_sock_addr *ctx) {
     struct address a;
     if (!c || !s || netns_cookie(ctx) != c->netns)
         return refuse(EADDRNOTAVAIL);
-    if (!begin_bind(ctx, s))
+    if (!begin_bind(c, ctx, s))
         return refuse(EINVAL);
     read6(ctx, &a);
     if (is_any6(&a)) {
@@ -423,14 +428,12 @@ INLINE int enter_books(struct bpf_sock *ctx) {
     struct key key = {};
     if (!c || !s)
         return 1;
-    if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
+    if ((ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP) || s->flags & REPAIRED)
         return 1;
     key.port = ctx->src_port;
     key.protocol = ctx->protocol;
     wanted.id = c->id;
     wanted.flags = s->flags & (WILD | SHARE_PORT | SHARE_ADDRESS);
-    if (c->flags & RESTORING)
-        wanted.flags |= SHARE_ADDRESS;
     wanted.primary = s->primary;
     s->port = key.port;
     s->entered = MOST;
