@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
 from typing import TypeVar
 
 from ckpt.errors import UnsupportedError
+from ckpt.model import fallback
 from ckpt.model.bridging import NO_BRIDGING, Bridging
 from ckpt.model.filtering import NO_FILTERING, Filtering
 from ckpt.model.forwarding import LabelRoute, NexthopObject
@@ -85,9 +87,10 @@ class Enslave:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdjustLinks:
-    """All else that these links keep, but being up, is as recorded."""
+    """All else that these links keep, but being up, is as recorded; when ``joined``, all links have their masters."""
 
     links: tuple[Link, ...]
+    joined: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +102,10 @@ class SetWireguard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BringUp:
-    """The link is up."""
+    """The link is up; without ``source`` on its link, for that moment, the kernel may refuse that."""
 
     link: Link
+    source: Address | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,7 +259,7 @@ def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
     Raises UnsupportedError (``link-kind``) for a link that cannot be made; ``cannot_travel`` tells that beforehand.
     """
     there = {link.ifname for link in observed.links}
-    links = tuple(link for link in wanted.links if link.ifname in there or not link.fallback)
+    links = tuple(link for link in wanted.links if link.ifname in there or fallback.travels(link, wanted))
     names = there | {link.ifname for link in links}
     steps: list[Step] = [WriteSysctls(values=_templates(wanted, observed))]
     ordered = order_links(links)
@@ -265,7 +269,8 @@ def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
     # What a master is, its ports copy when they join it: it is adjusted before, and after, for what they change in it.
     masters = {link.master for link in ports}
     if masters:
-        steps.append(AdjustLinks(links=tuple(link for link in ordered if link.ifname in masters)))
+        upper = tuple(link for link in ordered if link.ifname in masters)
+        steps.append(AdjustLinks(links=upper, joined=False))
     bonds = {link.ifname for link in links if link.kind == "bond"}
     steps += [
         Enslave(ifname=link.ifname, master=link.master, below=_below(link, links) if link.master in bonds else ())
@@ -275,7 +280,7 @@ def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
     if wanted.wireguard:
         steps.append(SetWireguard(devices=wanted.wireguard))
     steps.append(WriteSysctls(values=_devices(wanted, names)))
-    steps += [BringUp(link=link) for link in ordered if link.up]
+    steps += [BringUp(link=link, source=_source(link, wanted.addresses)) for link in ordered if link.up]
     steps += [ChooseActive(link=link) for link in ordered if link.up and "active_slave" in link.options]
     if wanted.traffic != NO_TRAFFIC:
         steps.append(SetTraffic(traffic=wanted.traffic))
@@ -285,7 +290,8 @@ def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
     steps.append(SetAddresses(addresses=tuple(one for one in wanted.addresses if one.ifname in names), only=only))
     if wanted.nexthops:
         steps.append(SetNexthops(nexthops=wanted.nexthops))
-    if wanted.bridging != NO_BRIDGING:
+    # A vxlan has an entry from its beginning, which somebody may have taken away.
+    if wanted.bridging != NO_BRIDGING or (only and any(link.kind == "vxlan" for link in links)):
         steps.append(SetBridging(bridging=wanted.bridging, only=only))
     steps.append(SetRoutes(routes=wanted.routes, only=only))
     if wanted.label_routes:
@@ -329,6 +335,17 @@ def _make_links(links: Sequence[Link], outside: Container[str]) -> Iterable[Step
         yield MakeLink(link=link, peer=peer, from_outside=link.ifname in outside)
         if paired and paired.place is Place.CALLER:
             yield PlaceCounterpart(link=link)
+
+
+def _source(link: Link, addresses: Sequence[Address]) -> Address | None:
+    """What a tunnel to a group sends from: it joins that group where this is (ipgre_open, net/ipv4/ip_gre.c)."""
+    remote, local = link.options.get("remote", "0.0.0.0"), link.options.get("local", "0.0.0.0")
+    if link.kind != "gre" or not IPv4Address(remote).is_multicast or local == "0.0.0.0":
+        return None
+    below = link.counterpart.ifname if link.counterpart and link.counterpart.place is Place.INSIDE else ""
+    there = [one.ifname for one in addresses if one.address.partition("/")[0] == local and below in ("", one.ifname)]
+    ifname = below or next(iter(there), "")
+    return Address(ifname=ifname, address=f"{local}/32", scope="link") if ifname else None
 
 
 def order_links(links: Sequence[Link]) -> tuple[Link, ...]:

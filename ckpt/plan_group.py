@@ -88,7 +88,7 @@ def _making(
         if isinstance(step, MakeLink) and (other := _across(step.link)) is not None:
             if (key, step.link.ifname) in made:
                 continue
-            if other not in order:
+            if other not in order and other[1]:
                 raise _missing(step.link)
             if step.link.kind in PAIRED:
                 step = replace(step, peer=wanted[other[0]].link(other[1]))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from ckpt import registry
 from ckpt.errors import CkptError
-from ckpt.kernel import apply, netns, outside, rtnl, takedown
+from ckpt.kernel import apply, fallbacks, netns, outside, rtnl, takedown
 from ckpt.kernel.group_lock import GroupLock
 from ckpt.kernel.lock import NetworkLock
 from ckpt.model.checkpoint import Checkpoint, NestedNetwork
@@ -138,7 +138,7 @@ def _rooms(checkpoint: Checkpoint, network: Network, passing: contextlib.ExitSta
     )
     rooms = []
     for one in (first, *checkpoint.nested):
-        namespace = netns.create()
+        namespace = fallbacks.create_for(one.network)
         passing.callback(os.close, namespace)
         rooms.append(
             Room(

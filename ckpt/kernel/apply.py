@@ -34,6 +34,7 @@ from ckpt.kernel import (
     rtnl_links,
     rtnl_nexthops,
     rtnl_routes,
+    rtnl_taken,
     rtnl_tc,
     sysctl,
     tun,
@@ -108,9 +109,9 @@ class _Applier:
                     with _naming("link-master", f"link {step.ifname} a port of {step.master}"):
                         self._enslave(step)
                 case plan.AdjustLinks():
-                    self._adjust_links(step.links)
+                    self._adjust_links(step)
                 case plan.BringUp():
-                    self._bring_up(step.link)
+                    self._bring_up(step)
                 case plan.ChooseActive():
                     self._choose_active(step.link)
                 case plan.SetAddresses():
@@ -167,7 +168,7 @@ class _Applier:
             elif step.from_outside:
                 self._make_on(self._outside, link, 0)
             elif other is None or other.place is Place.INSIDE:
-                lower = 0 if peer is not None or other is None else self._indices[other.ifname]
+                lower = 0 if peer is not None or other is None else self._indices.get(other.ifname, other.ifindex)
                 if peer is not None:
                     rtnl_links.make_pair(self._inside, link, peer, self._netns)
                 else:
@@ -220,10 +221,10 @@ class _Applier:
             rtnl_links.make_pair(self._inside, link, peer, there)
             return
         with Netlink(netns=there) as connection:
-            lower = rtnl_links.read_one(connection, ifname=other.ifname)
-            if lower is None:
+            lower = rtnl_links.read_one(connection, ifname=other.ifname) if other.ifname else None
+            if lower is None and other.ifname:
                 raise NetworkError(f"there is no link {other.ifname} in the other namespace", code="link-missing")
-            self._make_on(connection, link, lower.index)
+            self._make_on(connection, link, lower.index if lower else other.ifindex)
 
     def _outside_index(self, ifname: str, why: str) -> int:
         found = rtnl_links.read_one(self._outside, ifname=ifname)
@@ -257,17 +258,54 @@ class _Applier:
             if other.up:
                 rtnl_links.set_up(self._outside, index)
 
-    def _adjust_links(self, links: Sequence[Link]) -> None:
-        now = {link.ifname: link for link in LinkReader(self._learn_indices(), caller={}, caller_nsid=-1).links()}
-        for link in links:
+    def _adjust_links(self, step: plan.AdjustLinks) -> None:
+        now = self._links()
+        for link in step.links:
             with _naming("link-refused", f"link {link.ifname}", "set up"):
                 master = now.get(link.master)
                 rtnl_links.change(self._inside, now[link.ifname], link, master_kind=master.kind if master else "")
-        ethtool.adjust(self._netns, links, self._indices)
+        ethtool.adjust(self._netns, step.links, self._indices)
+        if step.joined:
+            self._compare_links(step.links)
 
-    def _bring_up(self, link: Link) -> None:
-        with _naming("link-refused", f"link {link.ifname}", "bring up"):
-            rtnl_links.set_up(self._inside, self._indices[link.ifname])
+    def _compare_links(self, links: Sequence[Link]) -> None:
+        now = self._links()
+        for link in links:
+            if link.fallback and not link.up:
+                continue  # nobody uses it, and what it is depends on the kernel
+            master = now.get(link.master)
+            kind = master.kind if master else ""
+            if lines := list(rtnl_taken.untaken(link, now[link.ifname], master_kind=kind)):
+                raise NetworkError(
+                    f"the kernel did not make the link {link.ifname} as it was",
+                    code="link-differs",
+                    details="; ".join(lines),
+                    hint="restore on a newer kernel, or change the link back before the dump",
+                )
+
+    def _links(self) -> dict[str, Link]:
+        found = LinkReader(self._learn_indices(), caller={}, caller_nsid=-1).links()
+        return {link.ifname: link for link in found}
+
+    def _bring_up(self, step: plan.BringUp) -> None:
+        with _naming("link-refused", f"link {step.link.ifname}", "bring up"):
+            try:
+                rtnl_links.set_up(self._inside, self._indices[step.link.ifname])
+            except KernelRefusal as error:
+                if error.errno != errno.EADDRNOTAVAIL or step.source is None:
+                    raise
+                with self._lent(step.source):
+                    rtnl_links.set_up(self._inside, self._indices[step.link.ifname])
+
+    @contextlib.contextmanager
+    def _lent(self, address: Address) -> Iterator[None]:
+        """For the time of the block, ``address``; links come up before they get their own."""
+        body = rtnl_routes.encode_address(address, self._indices)
+        self._inside.request(rtnl_routes.RTM_NEWADDR, body, NLM_F_CREATE | NLM_F_EXCL)
+        try:
+            yield
+        finally:
+            self._inside.request(rtnl_routes.RTM_DELADDR, body)
 
     def _enslave(self, step: plan.Enslave) -> None:
         for ifname in step.below:

@@ -87,6 +87,17 @@ BOND_PORT: Table = {
     12: ("ad_churn_partner_state", None),
 }
 
+LACKED: Mapping[str, str] = {
+    "ad_lacp_active": "1",
+    "coupled_control": "1",
+    "missed_max": "2",
+    "use_carrier": "1",
+}
+"""What a bond does in a kernel that does not know an option, where that is not the same as 0."""
+
+LACKED_BY_PORTS: Mapping[str, str] = {"actor_port_prio": "255"}
+"""The same of its ports."""
+
 
 def settable(options: Mapping[str, str]) -> dict[str, str]:
     """``options`` without those that are not set with the others: see the module."""

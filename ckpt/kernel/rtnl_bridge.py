@@ -15,6 +15,7 @@ from ckpt.kernel import netlink
 from ckpt.kernel.netlink import Attributes, KernelRefusal, Netlink, attribute, number, parse, u16, u32
 from ckpt.kernel.rtnl_mdb import add_multicast, read_multicast
 from ckpt.kernel.rtnl_vlans import read_vlan_options, read_vlans, set_vlan, set_vlan_options, vlan_differences
+from ckpt.kernel.rtnl_vnis import add_vni, read_vnis
 from ckpt.model.bridging import Bridging, ForwardingEntry
 from ckpt.model.network import Unread
 
@@ -48,6 +49,7 @@ def read(connection: Netlink, names: Mapping[int, str], unread: list[Unread]) ->
         vlan_options=read_vlan_options(connection, names, unread),
         forwarding=read_forwarding(connection, names, unread),
         multicast=read_multicast(connection, names, unread),
+        vnis=read_vnis(connection, names, unread),
     )
 
 
@@ -84,6 +86,11 @@ def _decode(body: bytes, names: Mapping[int, str], unread: list[Unread]) -> Forw
     mac = netlink.mac_text(found[_LLADDR])
     what = f"has the forwarding entry {mac} with the unknown attribute"
     strange = [f"{what} {one}" for one in sorted(found.keys() - _READ - _WORKED_OUT)]
+    if _LINK_NETNSID in found and _IFINDEX in found:
+        # Of the tunnel that sends by a link in another namespace; what it was made with, it has again.
+        if any(found[_LLADDR]):
+            strange.append(f"has the forwarding entry {mac}, which leaves by a link in another network namespace")
+        found = {kind: value for kind, value in found.items() if kind != _IFINDEX}
     unread += [Unread(code="bridge-fdb", subject=f"link {names[index]}", what=one) for one in strange]
     return ForwardingEntry(
         ifname=names[index],
@@ -164,6 +171,9 @@ def making(
         if options not in there:
             subject = f"VLAN {options.vid} of bridge {options.ifname}"
             yield subject, partial(set_vlan_options, connection, options, there, indices)
+    for vni in wanted.vnis:
+        if vni not in read_vnis(connection, names, []):
+            yield f"VNI {vni.vni} of {vni.ifname}", partial(add_vni, connection, vni, indices)
     # One that is asked for without a VLAN comes, or goes, in all of them.
     for in_vlans in (False, True):
         asked = [entry for entry in wanted.forwarding if bool(entry.vlan) == in_vlans]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ckpt.kernel.rtnl_codecs import BE16, MAC, RAISED_BITS, U8, U16, U32, U64, Table
 
 BRIDGE: Table = {
@@ -104,3 +106,19 @@ BRIDGE_PORT: Table = {
 BRIDGE_PORT_NUMBER = 18
 
 PORT_NUMBER = 18
+
+LACKED: Mapping[str, str] = {
+    "vlan_protocol": "33024",
+    "vlan_default_pvid": "1",
+}
+"""What a bridge does in a kernel that does not know an option, where that is not the same as 0."""
+
+LACKED_BY_PORTS: Mapping[str, str] = {
+    "mcast_eht_hosts_limit": "512",
+    "mcast_flood": "1",
+    "bcast_flood": "1",
+    "unicast_flood": "1",
+    "learning": "1",
+    "multicast_router": "1",
+}
+"""The same of its ports."""

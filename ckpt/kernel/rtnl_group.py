@@ -14,12 +14,13 @@ from ckpt.kernel import rtnl, rtnl_links
 from ckpt.kernel.netlink import Netlink
 from ckpt.kernel.rtnl_links import RawLink
 from ckpt.model.network import PAIRED, Counterpart, Link, Network, Place
+from ckpt.model.travel import TUNNELS
 
 _IFLA_LINK_NETNSID = 37
 
 _ON_ANOTHER = PAIRED | {"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"}
-"""Kinds for which IFLA_LINK is always a link's index. A tunnel without a lower link names its own, or none, and is
-elsewhere all the same when the packets that it sends are routed in another namespace."""
+"""Kinds that always stand on another link. A tunnel need not, and is elsewhere all the same when the packets that it
+sends are routed in another namespace."""
 
 
 def read_networks(spaces: Mapping[str, int]) -> dict[str, Network]:
@@ -54,13 +55,15 @@ def _resolved(
             other = raw[key].get(there.link) if key is not None and there.integer(_IFLA_LINK_NETNSID, -1) >= 0 else None
             if key is not None and other is not None:
                 link = replace(link, counterpart=_counterpart(key, other))
+            elif key is not None and link.kind in TUNNELS:
+                link = replace(link, counterpart=Counterpart(place=Place.ELSEWHERE, netns=key, ifindex=there.link))
         links.append(link)
     return replace(network, links=tuple(links))
 
 
 def _is_elsewhere(link: Link) -> bool:
     other = link.counterpart
-    return other is not None and other.place is Place.ELSEWHERE and link.kind in _ON_ANOTHER
+    return other is not None and other.place is Place.ELSEWHERE and link.kind in _ON_ANOTHER | TUNNELS
 
 
 def _counterpart(key: str, raw: RawLink) -> Counterpart:

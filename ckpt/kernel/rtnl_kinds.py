@@ -53,3 +53,21 @@ LOWER: Mapping[str, int] = {**rtnl_tunnels.LOWER}
 
 LEAST: Mapping[str, Mapping[str, str]] = {**rtnl_tunnels.LEAST, **rtnl_virtual.LEAST}
 """The options without which a kind cannot be made."""
+
+LACKED: Mapping[str, Mapping[str, str]] = {
+    "bond": rtnl_bond.LACKED,
+    "bridge": rtnl_bridge_options.LACKED,
+    **rtnl_stacked.LACKED,
+    **rtnl_tunnels.LACKED,
+    **rtnl_virtual.LACKED,
+}
+"""What a kernel does that does not know an option, where that is not the same as 0."""
+
+LACKED_BY_PORTS: Mapping[str, Mapping[str, str]] = {
+    "bond": rtnl_bond.LACKED_BY_PORTS,
+    "bridge": rtnl_bridge_options.LACKED_BY_PORTS,
+}
+"""The same of the options that a master of each kind keeps of its ports."""
+
+SET_LATER: Mapping[str, frozenset[str]] = {"bond": frozenset({rtnl_bond.ACTIVE})}
+"""Options that a link does not have yet when all links are made and joined, or that the kernel may choose anew."""

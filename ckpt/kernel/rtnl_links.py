@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ckpt.kernel import netlink, rtnl_bond, rtnl_bridge_options, rtnl_codecs, rtnl_kinds, rtnl_virtual
 from ckpt.kernel.netlink import Attributes, KernelRefusal, Netlink, attribute, nested, number, parse, string, text, u32
 from ckpt.model.network import Counterpart, Link, Place, Unread
+from ckpt.model.travel import TUNNELS
 
 RTM_NEWLINK = 16
 RTM_DELLINK = 17
@@ -250,7 +251,7 @@ class LinkReader:
         return options, port_options, port_number
 
     def _counterpart(self, raw: RawLink) -> Counterpart | None:
-        index, tunnel = raw.link, raw.kind in rtnl_kinds.LOWER
+        index, tunnel = raw.link, raw.kind in TUNNELS
         if _IFLA_LINK_NETNSID not in raw.attributes:
             other = self._raw.get(index)
             # Of an ipvtap nobody says that the one it stands on is in another namespace; but it has that one's address.
@@ -260,7 +261,7 @@ class LinkReader:
                 return Counterpart(place=Place.INSIDE, ifname=other.ifname, ifindex=index)
             # A tunnel keeps the number of a link that has gone.
             return Counterpart(place=Place.INSIDE, ifindex=index) if tunnel and index else None
-        if raw.integer(_IFLA_LINK_NETNSID) == self._caller_nsid and index in self._caller:
+        if raw.integer(_IFLA_LINK_NETNSID) == self._caller_nsid and index in self._caller and not tunnel:
             return self._caller[index]
         return Counterpart(place=Place.ELSEWHERE, ifindex=index)
 
@@ -403,8 +404,9 @@ def _changed_info(now: Link, wanted: Link, master_kind: str) -> list[bytes]:
     """IFLA_LINKINFO for the options that differ, of the link's own kind and of its port."""
     info: list[bytes] = []
     options = {name: value for name, value in _wanted_options(wanted).items() if now.options.get(name) != value}
-    # What a veth, macvlan or vlan is cannot be changed, and tun knows no change by netlink.
-    if options and wanted.kind != "tun":
+    # What a veth, macvlan or vlan is cannot be changed, tun knows no change by netlink, and a tunnel that is told only
+    # what differs forgets the rest.
+    if options and wanted.kind not in {"tun", *TUNNELS}:
         data = rtnl_codecs.encode(rtnl_kinds.OPTIONS[wanted.kind], options)
         info += [attribute(_INFO_KIND, wanted.kind.encode()), nested(_INFO_DATA, data)]
     options = {name: value for name, value in wanted.port_options.items() if now.port_options.get(name) != value}

@@ -58,3 +58,9 @@ MACVLAN: Table = {
     8: ("bc_queue_len_used", None),
     9: ("bc_cutoff", S32),
 }
+
+LACKED: Mapping[str, Mapping[str, str]] = {
+    "macvlan": {"bc_queue_len": "1000", "bc_cutoff": "1"},
+    "macvtap": {"bc_queue_len": "1000", "bc_cutoff": "1"},
+}
+"""What a kernel does that does not know an option, where that is not the same as 0."""

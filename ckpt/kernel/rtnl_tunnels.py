@@ -26,18 +26,27 @@ def _port_range_bytes(value: str) -> bytes:
     return struct.pack(">HH", int(low), int(high))
 
 
+def _end_bytes(value: str) -> bytes | None:
+    data = netlink.ip_bytes(value)
+    return data if any(data) else None
+
+
+_END = Codec(netlink.ip_text, _end_bytes)
+"""One of the two ends. A tunnel without one is shown to have none, and some kinds are refused when they are told so."""
+
 _PORTS = Codec(_port_range, _port_range_bytes)
 _BITS = Codec(bytes.hex, bytes.fromhex)
-# Shown as a number. vxlan takes it as set by being there, and geneve then does not look at the TTL.
+# Shown as numbers, and not always taken as such: vxlan inherits the TTL when it is told anything of it, geneve then
+# passes over the TTL itself, and a vxlan that is told of remote checksums needs their bits in its header.
 _VXLAN_TTL_INHERIT = Codec(U8.decode, FLAG.encode)
-_GENEVE_TTL_INHERIT = Codec(U8.decode, lambda value: b"\x01" if value == "1" else None)
+_U8_IF_SET = Codec(U8.decode, lambda value: b"\x01" if value == "1" else None)
 _IP6_FLAGS = Codec(lambda value: str(netlink.number(value) & ~_WORKED_OUT_FLAGS), U32.encode)
 
 _VXLAN: Table = {
     1: ("id", U32),
-    2: ("group", IP),
+    2: ("group", _END),
     3: ("link", None),
-    4: ("local", IP),
+    4: ("local", _END),
     5: ("ttl", U8),
     6: ("tos", U8),
     7: ("learning", U8),
@@ -49,13 +58,13 @@ _VXLAN: Table = {
     13: ("l2miss", U8),
     14: ("l3miss", U8),
     15: ("port", BE16),
-    16: ("group6", IP),
-    17: ("local6", IP),
+    16: ("group6", _END),
+    17: ("local6", _END),
     18: ("udp_csum", U8),
     19: ("udp_zero_csum6_tx", U8),
     20: ("udp_zero_csum6_rx", U8),
-    21: ("remcsum_tx", U8),
-    22: ("remcsum_rx", U8),
+    21: ("remcsum_tx", _U8_IF_SET),
+    22: ("remcsum_rx", _U8_IF_SET),
     23: ("gbp", FLAG),
     24: ("remcsum_nopartial", FLAG),
     25: ("collect_metadata", U8),
@@ -72,17 +81,17 @@ _VXLAN: Table = {
 
 _GENEVE: Table = {
     1: ("id", U32),
-    2: ("remote", IP),
+    2: ("remote", _END),
     3: ("ttl", U8),
     4: ("tos", U8),
     5: ("port", BE16),
     6: ("collect_metadata", FLAG),
-    7: ("remote6", IP),
+    7: ("remote6", _END),
     8: ("udp_csum", U8),
     9: ("udp_zero_csum6_tx", U8),
     10: ("udp_zero_csum6_rx", U8),
     11: ("label", BE32),
-    12: ("ttl_inherit", _GENEVE_TTL_INHERIT),
+    12: ("ttl_inherit", _U8_IF_SET),
     13: ("df", U8),
     14: ("inner_proto_inherit", FLAG),
     15: ("port_range", _PORTS),
@@ -94,8 +103,8 @@ _GRE: Table = {
     3: ("oflags", BE16),
     4: ("ikey", BE32),
     5: ("okey", BE32),
-    6: ("local", IP),
-    7: ("remote", IP),
+    6: ("local", _END),
+    7: ("remote", _END),
     8: ("ttl", U8),
     9: ("tos", U8),
     10: ("pmtudisc", U8),
@@ -117,8 +126,8 @@ _GRE: Table = {
 
 _IPTUN: Table = {
     1: ("link", None),
-    2: ("local", IP),
-    3: ("remote", IP),
+    2: ("local", _END),
+    3: ("remote", _END),
     4: ("ttl", U8),
     5: ("tos", U8),
     6: ("encap_limit", U8),
@@ -142,8 +151,8 @@ _VTI: Table = {
     1: ("link", None),
     2: ("ikey", BE32),
     3: ("okey", BE32),
-    4: ("local", IP),
-    5: ("remote", IP),
+    4: ("local", _END),
+    5: ("remote", _END),
     6: ("fwmark", U32),
 }
 
@@ -193,3 +202,28 @@ LEAST: Mapping[str, Mapping[str, str]] = {
     "bareudp": {"port": "6635", "ethertype": "34887"},
 }
 """The options without which a kind cannot be made."""
+
+_6TO4 = {"6rd_prefix": "2002::", "6rd_prefixlen": "16", "6rd_relay_prefix": "0.0.0.0", "6rd_relay_prefixlen": "0"}
+
+LACKED: Mapping[str, Mapping[str, str]] = {
+    "vxlan": {"localbypass": "1"},
+    "geneve": {"port_range": "1-65535"},
+    "sit": _6TO4,
+}
+"""What a kernel does that does not know an option, where that is not the same as 0."""
+
+_VXLAN_USED_BITS = {
+    "": (0x08000000, 0xFFFFFF00),
+    "gbp": (0x80FFFFFF, 0),
+    "gpe": (0x350000FF, 0),
+    "remcsum_rx": (0x00200000, 0xFF),
+}
+
+
+def vxlan_reserved_bits(options: Mapping[str, str]) -> str:
+    """The bits of a vxlan header that have to be 0 where nobody chose them; kernels before 6.14 let nobody choose."""
+    flags, vni = 0, 0
+    for name, used in _VXLAN_USED_BITS.items():
+        if not name or options.get(name) == "1":
+            flags, vni = flags | used[0], vni | used[1]
+    return struct.pack(">II", ~flags & 0xFFFFFFFF, ~vni & 0xFFFFFFFF).hex()

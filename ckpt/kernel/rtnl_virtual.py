@@ -51,6 +51,9 @@ BORROWED_MAC = frozenset({"ipvlan", "ipvtap"})
 
 LEAST: Mapping[str, Mapping[str, str]] = {"vrf": {"table": "1"}}
 
+LACKED: Mapping[str, Mapping[str, str]] = {"netkit": {"scrub": "1", "peer_scrub": "1"}}
+"""What a kernel does that does not know an option, where that is not the same as 0."""
+
 PORT_OPTIONS: Mapping[str, Table] = {
     "vrf": {1: ("table", None)},  # its master's
 }

@@ -36,6 +36,16 @@ class VlanOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VniRange:
+    """VNIs ``vni`` to ``last`` (0: only the one) that the vxlan ``ifname`` takes, with the group of these alone."""
+
+    ifname: str
+    vni: int
+    last: int = 0
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardingEntry:
     """Frames to ``mac`` leave by ``ifname``, and there to ``destination`` where that is a tunnel.
 
@@ -88,6 +98,7 @@ class Bridging:
     vlan_options: tuple[VlanOptions, ...] = ()
     forwarding: tuple[ForwardingEntry, ...] = ()
     multicast: tuple[MulticastEntry, ...] = ()
+    vnis: tuple[VniRange, ...] = ()
 
 
 NO_BRIDGING = Bridging()

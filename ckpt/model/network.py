@@ -24,10 +24,20 @@ from ckpt.model.ipsec import NO_IPSEC, Ipsec
 from ckpt.model.traffic import NO_TRAFFIC, Traffic
 from ckpt.model.wireguard import WireguardDevice
 
-FALLBACK_DEVICES = frozenset(
-    {"tunl0", "gre0", "gretap0", "erspan0", "sit0", "ip6tnl0", "ip_vti0", "ip6_vti0", "ip6gre0"}
-)
-"""The links that tunnel drivers make by themselves in every namespace; they hold nothing of the group."""
+FALLBACK_DEVICES: Mapping[str, str] = {
+    "tunl0": "ipip",
+    "gre0": "gre",
+    "gretap0": "gretap",
+    "erspan0": "erspan",
+    "sit0": "sit",
+    "ip6tnl0": "ip6tnl",
+    "ip6gre0": "ip6gre",
+    "ip_vti0": "vti",
+    "ip6_vti0": "vti6",
+}
+"""The links that tunnel drivers make by themselves in every namespace, and their kinds."""
+
+_NO_END = ("", "0.0.0.0", "::")
 
 PAIRED = frozenset({"veth", "vxcan", "netkit"})
 """The kinds of link that are made as two, each the other's counterpart."""
@@ -132,8 +142,9 @@ class Link:
 
     @property
     def fallback(self) -> bool:
-        """Whether a driver made it by itself."""
-        return self.ifname in FALLBACK_DEVICES
+        """Whether a driver made it by itself, or might as well have: it is of that name and kind, and has no ends."""
+        ends = (self.options.get(name, "") for name in ("local", "remote"))
+        return FALLBACK_DEVICES.get(self.ifname) == self.kind and all(end in _NO_END for end in ends)
 
 
 LOOPBACK = Link(ifname="lo", kind="loopback", ifindex=1, flags=("up",))

@@ -12,7 +12,15 @@ from ckpt.model.finding import Finding, Severity
 from ckpt.model.network import PAIRED, Address, Link, Network, Place, Unread
 from ckpt.model.wireguard import Carrier, WireguardDevice
 
-KINDS = frozenset(
+TUNNELS = frozenset(
+    {
+        *("gre", "gretap", "erspan", "ip6gre", "ip6gretap", "ip6erspan", "ipip", "sit", "ip6tnl", "vti", "vti6"),
+        *("vxlan", "geneve", "bareudp", "xfrm"),
+    }
+)
+"""The kinds that send packets of their own: those are routed in the namespace in which the link was made."""
+
+KINDS = TUNNELS | frozenset(
     {
         *("loopback", "veth", "bridge", "macvlan", "macvtap", "vlan", "dummy", "ifb", "tun"),
         *("bond", "ipvlan", "ipvtap", "netkit", "nlmon", "vcan", "vrf", "vxcan", "wireguard"),
@@ -172,6 +180,8 @@ def why_not(link: Link) -> str:
     if link.kind not in KINDS:
         return f"links of kind {link.kind or 'physical'} are not supported"
     if other is not None and other.place is Place.ELSEWHERE and not other.netns:
+        if link.kind in TUNNELS:
+            return "it was made in a network namespace that is not the group's, and sends its packets there"
         return "its other end is in a third network namespace"
     if link.kind in ("vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", *PAIRED) and other is None:
         return "what it stands on is not known"

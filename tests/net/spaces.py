@@ -155,6 +155,7 @@ _INCOMPARABLE = {
     "operstate",
     "link_index",
     "link_netnsid",
+    "permaddr",
     "handle",
     "expires",
     "valid_life_time",

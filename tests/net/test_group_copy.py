@@ -58,6 +58,13 @@ ACROSS = {
     "ipvlan": """in a ip link add low type veth peer name end; in a ip link set low up; in a ip link set end up
         in a ip link add link low name iv0 netns B index 9 type ipvlan mode l3; in b ip link set iv0 up
         in b ip addr add 10.3.0.2/24 dev iv0""",
+    # The index of each is that of some link in the namespace in which it was made.
+    "tunnels": """in a ip link add low type veth peer name end; in a ip link set low up; in a ip link set end up
+        in a ip addr add 10.6.0.1/24 dev low; in a ip link add vx0 index 78 type vxlan id 5 dstport 4789 remote 10.6.0.9
+        in a ip link add vx1 type vxlan id 6 dstport 4790 remote 10.6.0.9 dev low
+        in a ip link set vx0 netns B; in a ip link set vx1 netns C
+        in a ip link add decoy index 78 address 02:00:00:00:00:09 type bridge
+        in b ip link set vx0 up; in b ip addr add 10.7.0.1/24 dev vx0; in c ip link set vx1 up""",
 }
 NEEDED = {
     "vlan": "ip link add link v0 name x0 type vlan id 5",
@@ -133,16 +140,15 @@ def test_link_into_a_namespace_that_is_not_the_groups_cannot_travel(host: int) -
         assert (found.severity, found.code, found.subject) == ("block", "link-kind", "link left")
 
 
-def test_tunnel_that_is_routed_in_another_namespace_cannot_travel(host: int) -> None:
+def test_tunnel_that_is_routed_outside_of_the_group_cannot_travel(host: int) -> None:
     """Its IFLA_LINK is its own index, which some link of that namespace has too."""
-    with made() as namespaces:
-        fill(
-            namespaces,
-            """in a ip link add vx0 index 78 type vxlan id 5 dstport 4789 remote 192.0.2.1
-            in a ip link set vx0 netns B; in a ip link add decoy index 78 type bridge""",
-        )
+    with made() as namespaces, fresh() as third:
+        shell("ip link add vx0 index 78 type vxlan id 5 dstport 4789 remote 192.0.2.1", third)
+        shell(f"ip link set vx0 netns {spaces.path(namespaces['b'])}; ip link add decoy index 78 type bridge", third)
         network = read(namespaces)["b"]
         link = network.link("vx0")
         assert link is not None and link.counterpart is not None
         assert (link.counterpart.place, link.counterpart.netns) == (Place.ELSEWHERE, "")
-        assert [one.subject for one in blocking(cannot_travel(network))] == ["link vx0"]
+        found = blocking(cannot_travel(network))
+        assert [one.subject for one in found] == ["link vx0"]
+        assert "sends its packets there" in found[0].reason

@@ -267,7 +267,7 @@ def test_read_leaves_out_the_lock(group: int) -> None:
 def test_read_names_what_cannot_travel(group: int) -> None:
     if not spaces.kernel_has("vxlan id 5 dstport 4789 local 127.0.0.1"):
         pytest.skip("this kernel has no vxlan")
-    shell("ip link add vx0 type vxlan id 5 dstport 4789 local 127.0.0.1", group)
+    shell(f"ip link add vx0 type vxlan id 5 dstport 4789 local 127.0.0.1; ip link set vx0 netns {spaces.path(group)}")
     findings = cannot_travel(rtnl.read_network(group))
     assert [(finding.code, finding.subject) for finding in findings] == [("link-kind", "link vx0")]
 

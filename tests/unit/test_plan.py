@@ -117,7 +117,7 @@ def test_plan_leaves_down_what_is_down() -> None:
 @pytest.mark.parametrize(
     "link",
     [
-        Link(ifname="x0", kind="vxlan"),
+        Link(ifname="x0", kind="gtp"),
         Link(ifname="x0", kind=""),
         Link(ifname="x0", kind="veth"),
         Link(ifname="x0", kind="veth", counterpart=Counterpart(place=Place.ELSEWHERE, ifindex=7)),
