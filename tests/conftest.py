@@ -16,7 +16,7 @@ import pytest
 
 from tests import lab
 
-_NEEDS_LAB = {"net", "criu"}
+_NEEDS_LAB = {"net", "criu", "hosts"}
 # A process that was just told to end may still be on its way out.
 _STRAY_SECONDS = 5.0
 

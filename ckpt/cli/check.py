@@ -1,59 +1,50 @@
-"""``ckpt check``: what works here, whether a group would dump, whether an image would restore."""
+"""``ckpt check``: what works, whether a group would dump, whether an image would restore; here or elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ckpt.cli import render
+from ckpt.cli.host_options import host_options, pages_of
+from ckpt.cli.mapping_options import mapping_options
 from ckpt.cli.options import Target, common, is_image, require_root, settings
-from ckpt.errors import NotFoundError, RefusedError
+from ckpt.errors import RefusedError
 from ckpt.model.finding import Finding, Severity, blocking
+
+if TYPE_CHECKING:
+    from ckpt.mapping import Mapping
 
 
 @click.command(name="check")
 @click.argument("target", required=False, type=Target(), metavar="[PID|NAME|IMAGE]")
+@host_options
+@mapping_options
 @common
-def command(target: str | int | None) -> None:
+def command(target: str | int | None, host: str | None, remote_ckpt: str | None, mapping: Mapping) -> None:
     """Say what works on this host; whether a group would dump; whether an image would restore here.
 
-    Nothing is touched. The exit status is 0 when nothing stands in the way, else that of a refusal.
+    With --host the same there; IMAGE is a file of this host all the same. Nothing is touched. The exit status is 0 when
+    nothing stands in the way, else that of a refusal.
     """
-    if target is None:
-        _show(_host(), "this host")
-    elif isinstance(target, str) and is_image(target):
-        require_root("ckpt check IMAGE")
-        _show(_image(Path(target)), target)
-    else:
-        require_root("ckpt check PID|NAME")
-        _show(_group(target), str(target))
+    image = isinstance(target, str) and is_image(target)
+    if host is None and target is not None:
+        require_root(f"ckpt check {'IMAGE' if image else 'PID|NAME'}")
+    from ckpt.remote.host import RestoreWanted, host_at
 
-
-def _host() -> Sequence[Finding]:
-    from ckpt.hostcheck import check_host
-
-    return check_host(settings().criu)
-
-
-def _group(target: str | int) -> Sequence[Finding]:
-    from ckpt import registry
-    from ckpt.forecast import findings_of
-    from ckpt.kernel.proc import read_group
-
-    if isinstance(target, int):
-        return findings_of(read_group(target))
-    entry = registry.get(target)
-    if not entry.alive:
-        raise NotFoundError(f"{target} has exited", code="group-exited", hint=f"`ckpt logs {target}` may say why")
-    return findings_of(read_group(entry.pid))
-
-
-def _image(image: Path) -> Sequence[Finding]:
-    from ckpt.restore import restore_group
-
-    return restore_group(image, dry_run=True, criu_path=settings().criu).findings
+    with host_at(host, ckpt=remote_ckpt) as asked:
+        if not image:
+            found = asked.check(target, criu=settings().criu)
+        else:
+            wanted = RestoreWanted(
+                dry_run=True, mapping=mapping, criu=settings().criu, pages=pages_of(Path(str(target)))
+            )
+            with Path(str(target)).open("rb", buffering=0) as stream:
+                found = asked.restore(stream, str(target), wanted).findings
+    _show(found, str(target) if target is not None else host or "this host")
 
 
 def _show(found: Sequence[Finding], subject: str) -> None:

@@ -9,9 +9,9 @@ types that an image's records may have, so that the image's own schema checks ev
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ckpt.mapping import NO_MAPPING, Mapping
 from ckpt.model.finding import Finding
 from ckpt.registry import GroupEntry
 
@@ -128,8 +128,8 @@ class Restore:
     ``pages`` is how much memory it holds, if that is known. ``keep`` is the file that it is kept in there, too.
     ``migration`` is the id of a move: its group is held before it runs, told by `Ready`, until a `Verdict` comes;
     ``arriving`` says that the group's addresses are still answered for by the group itself. ``patience`` are the
-    seconds after which a silent near side is given up, as long as it cannot have committed. ``mapping`` is what was
-    asked of addresses, links, ports and files, as `ckpt.mapping` encodes it.
+    seconds after which a silent near side is given up, as long as it cannot have committed. ``mapping`` is what is
+    called otherwise there.
     """
 
     label: str
@@ -143,7 +143,7 @@ class Restore:
     source: str = ""
     patience: float = 60.0
     criu: str | None = None
-    mapping: Mapping[str, str] | None = None
+    mapping: Mapping = NO_MAPPING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,9 +224,10 @@ class Decide:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forget:
-    """To either: the other side has no question left. Answered by `Done`."""
+    """To either ``role``: the other side has no question left. Answered by `Done`."""
 
     migration: str
+    role: str = "target"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -168,6 +168,15 @@ class Channel:
                 self._transfer(b"", time.monotonic())
         return bool(self._frames) or self._ended
 
+    def skip(self, kind: type[Message]) -> bool:
+        """Pass over the next message if it is there and is a ``kind``; whether it was."""
+        if not self._frames or self._frames[0][0] != _MESSAGE:
+            return False
+        if not isinstance(self._decode(self._frames[0][1]), kind):
+            return False
+        self.receive()
+        return True
+
     def wait(self, seconds: float) -> bool:
         """Wait until something was said, or the other side has gone; False when nothing came meanwhile."""
         deadline = time.monotonic() + seconds

@@ -13,6 +13,7 @@ import pytest
 
 from ckpt.errors import NotFoundError, RemoteError
 from ckpt.image import wire
+from ckpt.mapping import Mapping, PortMap
 from ckpt.model.finding import Finding, Severity
 from ckpt.registry import GroupEntry
 from ckpt.remote import messages
@@ -67,6 +68,7 @@ def soon() -> float:
 
 
 ENTRY = GroupEntry(name="web", pid=7, start_time=9, isolation="netns", links=("a", "b"), addresses=("10.0.0.1/24",))
+MAPPING = Mapping(ports=(PortMap(old=1, new=2),))
 FINDING = Finding(severity=Severity.BLOCK, code="x-y", subject="s", reason="r", remedy="do")
 
 
@@ -76,7 +78,9 @@ FINDING = Finding(severity=Severity.BLOCK, code="x-y", subject="s", reason="r", 
         messages.Ps(),
         messages.Groups(groups=(messages.GroupStatus(entry=ENTRY, state="running"),)),
         messages.Findings(findings=(FINDING,)),
-        messages.Restore(label="x.ckpt", name=None, pages=1 << 40, migration="ab", mapping={"a": "b"}),
+        messages.Restore(
+            label="x.ckpt", name=None, pages=1 << 40, migration="ab", mapping=Mapping(ports=(PortMap(old=1, new=2),))
+        ),
         messages.Stands(standing=messages.Standing.HOLDING, pid=4),
         messages.Failure(brief="b", code="c", details=None, hint="h", status=4),
     ],
