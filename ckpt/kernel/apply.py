@@ -187,8 +187,10 @@ class _Applier:
         own = open_own()
         try:
             if link.kind in PAIRED:
-                # The host chooses the index of its own end.
-                rtnl_links.make_pair(self._inside, link, replace(other, ifindex=0), own)
+                # The host chooses the index of its own end, but for a netkit that is made from there: without an index
+                # of that end it disregards ours (netkit_new_link, drivers/net/netkit.c).
+                chosen = max(rtnl_links.read_raw(self._outside)) + 1 if rtnl_links.is_second(link) else 0
+                rtnl_links.make_pair(self._inside, link, replace(other, ifindex=chosen), own)
             else:
                 self._make_on(self._outside, link, self._outside_index(other.ifname, f"{link.ifname} stands on it"))
         finally:

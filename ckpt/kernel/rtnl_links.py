@@ -326,12 +326,17 @@ def make(
 
 def make_pair(connection: Netlink, link: Link, peer: Link | Counterpart, peer_netns: int) -> None:
     """Make ``link`` in the socket's namespace, and its ``peer`` in ``peer_netns``; see ``make``."""
-    if link.options.get(rtnl_virtual.PRIMARY) != "0":
+    if not is_second(link):
         make(connection, link, peer=peer, peer_netns=peer_netns)
         return
     options = rtnl_virtual.seen_from_peer(link.options)
     first = Link(ifname=peer.ifname, kind=link.kind, ifindex=peer.ifindex, mac=peer.mac, mtu=peer.mtu, options=options)
     make(connection, peer if isinstance(peer, Link) else first, netns=peer_netns, peer=link)
+
+
+def is_second(link: Link) -> bool:
+    """Whether the pair must be made from the other end of ``link``."""
+    return link.options.get(rtnl_virtual.PRIMARY) == "0"
 
 
 def move(connection: Netlink, ifindex: int, netns: int, *, ifname: str, new_ifindex: int) -> None:
