@@ -120,7 +120,11 @@ class Lab:
 
     def inside(self, confined: Context) -> Agent:
         """An agent in a context."""
-        return self._agent(self.host, confined.cgroup)
+        return self.inside_of(Path(confined.cgroup))
+
+    def inside_of(self, cgroup: Path) -> Agent:
+        """An agent in a cgroup."""
+        return self._agent(self.host, str(cgroup))
 
     def unconfined(self) -> Agent:
         """An agent of the host's, in no context."""

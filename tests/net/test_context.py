@@ -179,14 +179,16 @@ def test_any_is_every_address_of_the_set_and_no_other(
 
 @pytest.mark.parametrize("family", WILD)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("holder", ["same", "sharing"])
+@pytest.mark.parametrize("holder", ["same", "sharing", "unconfined"])
 def test_any_fails_as_a_whole_when_one_address_is_taken(
     place: Lab, one: Context, protocol: str, family: str, holder: str
 ) -> None:
-    """Taken by a socket of the same context, or of another one that has the address as well."""
+    """Taken by a socket of the same context, of another one that has the address as well, or of nobody's."""
     which, number = answers_on(family)[-1]
-    sharing = place.context(ip(which, number))
-    taker = place.inside(one if holder == "same" else sharing)
+    if holder == "unconfined":
+        taker = place.unconfined()
+    else:
+        taker = place.inside(one if holder == "same" else place.context(ip(which, number)))
     serve(taker, protocol, f"v{number}", ip(which, number))
     before = place.books()
     domain, address, options = WILD[family]

@@ -49,6 +49,8 @@ static long (*const load_relative)(const void *skb, __u32 offset, void *to, __u3
     (void *)BPF_FUNC_skb_load_bytes_relative;
 static long (*const sk_assign)(void *ctx, void *sk, __u64 flags) = (void *)BPF_FUNC_sk_assign;
 static long (*const sk_release)(void *sk) = (void *)BPF_FUNC_sk_release;
+static struct bpf_sock *(*const lookup_tcp)(void *ctx, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns,
+                                            __u64 flags) = (void *)BPF_FUNC_sk_lookup_tcp;
 static struct bpf_sock *(*const lookup_udp)(void *ctx, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns,
                                             __u64 flags) = (void *)BPF_FUNC_sk_lookup_udp;
 
@@ -345,6 +347,38 @@ INLINE int begin_bind(const struct config *c, struct bpf_sock_addr *ctx, struct 
     return 1;
 }
 
+/* Whether somebody who is in no context has an address that `*` stands for; the books have those who are. */
+INLINE int is_taken(struct bpf_sock_addr *ctx, const struct config *c, const struct state *s, __u32 port) {
+    struct key key = {.port = port, .protocol = ctx->protocol};
+    if (!port || c->flags & RESTORING)
+        return 0;
+#pragma clang loop unroll(disable)
+    for (__u32 n = 0; n < MOST; n++) {
+        struct bpf_sock_tuple tuple = {};
+        struct bpf_sock *sk;
+        __u32 size = sizeof(tuple.ipv6);
+        if (n >= c->count)
+            break;
+        if (!is_nth(c, s->flags, n, &key) || map_lookup(&books, &key))
+            continue;
+        if (c->entry[n].kind == WILD4) {
+            size = sizeof(tuple.ipv4);
+            tuple.ipv4.daddr = key.address.word[3];
+            tuple.ipv4.dport = swapped(port);
+        } else {
+            __builtin_memcpy(tuple.ipv6.daddr, &key.address, sizeof(key.address));
+            tuple.ipv6.dport = swapped(port);
+        }
+        sk = key.protocol == IPPROTO_TCP ? lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0)
+                                         : lookup_udp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+        if (sk) {
+            sk_release(sk);
+            return 1;
+        }
+    }
+    return 0;
+}
+
 SEC("cgroup/bind4") int bind4(struct bpf_sock_addr *ctx) {
     struct config *c = the_config();
     struct state *s = state_of(ctx->sk);
@@ -358,6 +392,8 @@ SEC("cgroup/bind4") int bind4(struct bpf_sock_addr *ctx) {
         s->flags |= WILD4;
         if (!first_of(c, WILD4, ctx->protocol, port, &a))
             return refuse(EADDRNOTAVAIL);
+        if (is_taken(ctx, c, s, port))
+            return refuse(EADDRINUSE);
     } else {
         of_v4(&a, inwards4(c, ctx->user_ip4));
         if (!may_bind(&a, ctx->protocol, port))
@@ -413,6 +449,8 @@ SEC("cgroup/bind6") int bind6(struct bpf_sock_addr *ctx) {
     if (kind) {
         if (!first_of(c, kind, ctx->protocol, port, &a))
             return refuse(EADDRNOTAVAIL);
+        if (is_taken(ctx, c, s, port))
+            return refuse(EADDRINUSE);
     } else if (!may_bind(&a, ctx->protocol, port)) {
         return refuse(EADDRNOTAVAIL);
     }
