@@ -17,6 +17,7 @@ import ipaddress
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from ckpt.errors import RefusedError
 from ckpt.kernel.criu_images import Renaming
 from ckpt.mapping import NO_MAPPING, Mapping
 from ckpt.model.checkpoint import Checkpoint
@@ -27,6 +28,7 @@ from ckpt.model.socket import IPPROTO_TCP, IPPROTO_UDP, Endpoint, Socket
 from ckpt.remap_findings import check_networks, check_sockets, describe, listed
 from ckpt.remap_network import map_port, remap_network
 from ckpt.remap_translator import Translator
+from ckpt.revalidate import malformed
 
 _PROTOCOLS = {IPPROTO_TCP: "tcp", IPPROTO_UDP: "udp"}
 _UNBOUND = {"inet": "0.0.0.0", "inet6": "::"}
@@ -73,6 +75,17 @@ def remap(checkpoint: Checkpoint, mapping: Mapping, *, tcp_close: bool = False) 
     With ``tcp_close`` no connection with others is restored; those within the group are, unless they were left out of
     the image.
     """
+    if malformed(checkpoint):
+        return Remapped(checkpoint=checkpoint)  # as revalidation will say
+    try:
+        return _remap(checkpoint, mapping, tcp_close=tcp_close)
+    except ValueError as error:
+        raise RefusedError(
+            "the image cannot be mapped", code="address-invalid", details=str(error), hint="do not trust this image"
+        ) from error
+
+
+def _remap(checkpoint: Checkpoint, mapping: Mapping, *, tcp_close: bool) -> Remapped:
     translator = Translator(mapping)
     own = _own_addresses(checkpoint)
     # A dump that was told to close connections counts none.

@@ -66,20 +66,29 @@ def _speaks(link: Link) -> bool:
     return ethernet and link.up and link.kind != "loopback" and "noarp" not in link.flags
 
 
+def probe_all(netns: int | None, ifname: str, address: str, timeout: float) -> tuple[str, ...]:
+    """The MACs of all who answer for ``address`` within ``timeout`` seconds; otherwise as ``probe``."""
+    return tuple(_probe(netns, ifname, address, timeout, alone=False))
+
+
 def probe(netns: int | None, ifname: str, address: str, timeout: float) -> str | None:
     """The MAC of whoever answers for ``address`` on ``ifname`` within ``timeout`` seconds; None when nobody does.
 
     ``netns`` None is the caller's. Raises NotFoundError (``link-missing``), and NetworkError (``link-down``) when
     nothing can be sent.
     """
+    return next(iter(_probe(netns, ifname, address, timeout, alone=True)), None)
+
+
+def _probe(netns: int | None, ifname: str, address: str, timeout: float, *, alone: bool) -> list[str]:
     wanted = ip_bytes(address)
     protocol = _ETH_P_ARP if len(wanted) == 4 else _ETH_P_IPV6
     try:
         with contextlib.nullcontext() if netns is None else entered(netns), _packet_socket(ifname, protocol) as link:
             mac = link.getsockname()[4]
             if len(mac) != 6:
-                return None  # not a link on which anybody could answer
-            return _ask(link, _question(mac, wanted), mac, wanted, timeout)
+                return []  # not a link on which anybody could answer
+            return _ask(link, _question(mac, wanted), mac, wanted, timeout, alone=alone)
     except OSError as error:
         if error.errno == errno.ENODEV:
             raise NotFoundError(f"there is no link {ifname}", code="link-missing", details=error.strerror) from error
@@ -108,9 +117,11 @@ def _packet_socket(ifname: str, protocol: int) -> Iterator[socket.socket]:
         yield link
 
 
-def _ask(link: socket.socket, question: bytes, own: bytes, wanted: bytes, timeout: float) -> str | None:
+def _ask(link: socket.socket, question: bytes, own: bytes, wanted: bytes, timeout: float, *, alone: bool) -> list[str]:
+    """Who answers, in the order of their first answers; ``alone``: the first will do."""
     begin = time.monotonic()
     sent = 0
+    found: dict[str, None] = {}
     while (passed := time.monotonic() - begin) < timeout:
         if sent < _PROBES and passed >= sent * timeout / _PROBES:
             link.send(question)
@@ -120,8 +131,10 @@ def _ask(link: socket.socket, question: bytes, own: bytes, wanted: bytes, timeou
             frame, (_, _, kind, _, _) = link.recvfrom(2048)
             answer = _answer(frame, wanted) if kind != socket.PACKET_OUTGOING else None
             if answer not in (None, own):
-                return mac_text(answer or b"")
-    return None
+                found[mac_text(answer or b"")] = None
+                if alone:
+                    break
+    return list(found)
 
 
 def _question(mac: bytes, wanted: bytes) -> bytes:

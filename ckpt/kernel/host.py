@@ -15,10 +15,11 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from ckpt import __version__
 from ckpt.errors import CkptError
-from ckpt.kernel import arp, diag, elf, netns, outside, probe, rtnl_kinds, rtnl_links
+from ckpt.kernel import arp, diag, elf, hostpaths, netns, outside, probe, rtnl_kinds, rtnl_links
 from ckpt.kernel.files import TTY_MAJORS, device_name
 from ckpt.kernel.netlink import Netlink, ip_bytes
 from ckpt.kernel.procfs import read_text
@@ -83,19 +84,23 @@ def read_target(
     *,
     groups: Sequence[KnownGroup] = (),
     probe_seconds: float = PROBE_SECONDS,
+    scratch: Sequence[Path] = (),
 ) -> TargetFacts:
     """What this host has of ``needs``; links, addresses and probes are those of the caller's network namespace.
 
-    ``groups`` are those of the host's registry, which is not the kernel's to read.
+    ``groups`` are those of the host's registry, which is not the kernel's to read. ``scratch`` are the directories that
+    an image may be unpacked in.
     """
     links = read_links()
     memory = _memory()
+    answers = ask((*needs.probes, *needs.gateways), links, probe_seconds)
     return TargetFacts(
         host=read_host(criu_version),
         files=dict(_read_files(needs.files)),
         links=links,
         addresses=outside.addresses(),
-        answers=ask(needs.probes, links, probe_seconds),
+        answers=tuple(one for one in answers if Probe(address=one.address, ifname=one.ifname) in needs.probes),
+        gateways=tuple(one for one in answers if Probe(address=one.address, ifname=one.ifname) in needs.gateways),
         groups=tuple(groups),
         sockets=tuple(_busy_sockets(frozenset(needs.ports))),
         bindable=tuple(endpoint for endpoint in needs.binds if _is_bindable(endpoint)),
@@ -108,6 +113,13 @@ def read_target(
         pid_max=int(read_text("/proc/sys/kernel/pid_max") or "0"),
         memory_available=memory.get("MemAvailable", 0),
         swap_free=memory.get("SwapFree", 0),
+        paths=tuple(path for path in map(hostpaths.look_up, needs.paths) if path is not None),
+        users_missing=hostpaths.missing_users(needs.users),
+        cgroups_missing=hostpaths.missing_controllers(needs.cgroups),
+        capabilities_missing=probe.missing_capabilities(),
+        checkpoint_restore=probe.has_checkpoint_restore(),
+        ephemeral_ports=tuple(map(int, read_text("/proc/sys/net/ipv4/ip_local_port_range").split())),
+        disk_free=hostpaths.disk_free(scratch),
     )
 
 
@@ -154,18 +166,18 @@ def ask(probes: Sequence[Probe], links: Sequence[LinkFacts], seconds: float) -> 
     if not wanted:
         return ()
 
-    def one(item: Probe) -> str | None:
+    def one(item: Probe) -> tuple[str, ...]:
         try:
-            return arp.probe(None, item.ifname, item.address, seconds)
-        except (CkptError, OSError):
-            return None  # the link has just gone: that it is missing is said by others
+            return arp.probe_all(None, item.ifname, item.address, seconds)
+        except (CkptError, OSError, ValueError):
+            return ()  # the link has just gone: that it is missing is said by others
 
     with ThreadPoolExecutor(min(len(wanted), _PROBES_AT_ONCE), "ckpt-probe") as pool:
-        macs = tuple(pool.map(one, wanted))
+        heard = tuple(pool.map(one, wanted))
     return tuple(
         Answer(address=item.address, ifname=item.ifname, mac=mac)
-        for item, mac in zip(wanted, macs, strict=True)
-        if mac is not None
+        for item, macs in zip(wanted, heard, strict=True)
+        for mac in macs
     )
 
 

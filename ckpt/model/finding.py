@@ -25,7 +25,8 @@ class Finding:
     """One result of a check.
 
     ``code`` is stable and in kebab-case (``socket-mptcp``); ``subject`` names the object (``PID 71, fd 5``);
-    ``reason`` says what was found; ``remedy`` says what to do and is empty only for ``OK``.
+    ``reason`` says what was found; ``remedy`` says what to do and is empty only for ``OK``. ``needed`` and ``there``
+    are the two sides for a program to compare, where it is about something that a target lacks or has otherwise.
     """
 
     severity: Severity
@@ -33,6 +34,8 @@ class Finding:
     subject: str
     reason: str
     remedy: str = ""
+    needed: str = ""
+    there: str = ""
 
 
 def blocking(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:

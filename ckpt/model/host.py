@@ -76,13 +76,24 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeerPath:
+    """The way from an address of the host to another; of one that was looked up ``mtu`` is what packets may have."""
+
+    local: str
+    remote: str
+    mtu: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
     """All that has to be looked up on a target before a group can be restored there.
 
     ``kinds`` are the kinds of link its kernel must know, ``tools`` the programs that must be installed. ``pids`` are
     only those that are restored into the host's own PID namespace. ``ports`` are the local ports of inet sockets in
     the host's own network namespace, ``binds`` what they are bound to, all with port 0; without any ports, no socket
-    of the target is looked at.
+    of the target is looked at. ``paths`` are the connections there, whose peers must be reachable. ``gateways`` are
+    those that the group's routes lead to, on the segments where they would be looked for. ``users`` are the ids that
+    processes run under, ``cgroups`` the controllers of cgroup v1 that limit them.
     """
 
     files: tuple[FileNeed, ...] = ()
@@ -92,6 +103,10 @@ class Needs:
     tools: tuple[str, ...] = ()
     ports: tuple[int, ...] = ()
     binds: tuple[Endpoint, ...] = ()
+    paths: tuple[PeerPath, ...] = ()
+    gateways: tuple[Probe, ...] = ()
+    users: tuple[int, ...] = ()
+    cgroups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +171,10 @@ class TargetFacts:
     A path of the needs that is not among ``files`` is not there. ``pids_taken``, ``kinds_missing`` and
     ``tools_missing`` are those of the needs that are. ``bindable`` are those ``binds`` that a socket can be bound to
     because the host takes what is sent there; ``nonlocal_bind`` says that IPv4 sockets can be bound to anything.
-    Sizes are bytes; ``pid_max`` is the first number that no PID can be, 0 unknown.
+    Sizes are bytes; ``pid_max`` is the first number that no PID can be, 0 unknown. ``answers`` may name several that
+    have one address. ``paths`` are those of the needs that there is a route for; ``gateways`` are those that answered.
+    ``capabilities_missing`` are the effective ones, ``ephemeral_ports`` the first and last that the kernel gives out.
+    ``disk_free`` is what an image may be unpacked into, -1 unknown.
     """
 
     host: HostFacts
@@ -175,6 +193,14 @@ class TargetFacts:
     pid_max: int = 0
     memory_available: int = 0
     swap_free: int = 0
+    paths: tuple[PeerPath, ...] = ()
+    gateways: tuple[Answer, ...] = ()
+    users_missing: tuple[int, ...] = ()
+    cgroups_missing: tuple[str, ...] = ()
+    capabilities_missing: tuple[str, ...] = ()
+    checkpoint_restore: bool = True
+    ephemeral_ports: tuple[int, ...] = ()
+    disk_free: int = -1
 
     def link(self, ifname: str) -> LinkFacts | None:
         """The link of that name."""

@@ -11,7 +11,7 @@ restores an IPv6 listener without its address in silence). What ckpt itself gets
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.finding import Finding
@@ -23,7 +23,7 @@ from ckpt.revalidate.network import check_network
 from ckpt.revalidate.sockets import check_sockets
 from ckpt.revalidate.verdict import block
 
-__all__ = ["needs_of", "revalidate"]
+__all__ = ["malformed", "needs_of", "revalidate"]
 
 
 def revalidate(
@@ -33,14 +33,22 @@ def revalidate(
     name: str | None = None,
     tcp_close: bool = False,
     pages: int | None = None,
+    held_by: Collection[str] = (),
 ) -> tuple[Finding, ...]:
     """Whether ``checkpoint`` can be restored on ``target``, from which its needs were looked up.
 
     ``name`` is what the group shall be called there, by default as in the image. With ``tcp_close`` no established
-    connection is restored. ``pages`` are the bytes of memory that the image holds, where that is known.
+    connection is restored. ``pages`` are the bytes of memory that the image holds, where that is known. ``held_by`` are
+    the MACs of the links of the source's group, which has its addresses until it gives them up.
     """
-    malformed = tuple(_malformed(checkpoint))
-    return malformed or tuple(_findings(checkpoint, target, name or checkpoint.group.name, tcp_close, pages))
+    return malformed(checkpoint) or tuple(
+        _findings(checkpoint, target, name or checkpoint.group.name, tcp_close, pages, held_by)
+    )
+
+
+def malformed(checkpoint: Checkpoint) -> tuple[Finding, ...]:
+    """What makes the image none that ckpt has written; nothing else of it is looked at then."""
+    return tuple(_malformed(checkpoint))
 
 
 def _malformed(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -71,10 +79,15 @@ def _malformed(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _findings(
-    checkpoint: Checkpoint, target: TargetFacts, name: str, tcp_close: bool, pages: int | None
+    checkpoint: Checkpoint,
+    target: TargetFacts,
+    name: str,
+    tcp_close: bool,
+    pages: int | None,
+    held_by: Collection[str],
 ) -> Iterator[Finding]:
     needs = needs_of(checkpoint)
     yield from check_host(checkpoint, needs, target, name=name, pages=pages)
     yield from check_files(needs, target)
-    yield from check_network(checkpoint, target)
+    yield from check_network(checkpoint, target, held_by)
     yield from check_sockets(checkpoint, target, tcp_close=tcp_close)

@@ -13,6 +13,9 @@ from ckpt.revalidate.verdict import block, listed, ok, warn
 
 PACKAGES = {"nft": "nftables"}
 
+# CRIU does without it, but cannot raise its limit of open files.
+_DISPENSABLE = ("CAP_SYS_RESOURCE", "CAP_CHECKPOINT_RESTORE")
+
 # Instructions that programs and the C library choose code by when they start, and go on using. The other flags of
 # /proc/cpuinfo are of the kernel, of the firmware, not for programs, or shown by later kernels only.
 _INSTRUCTIONS = re.compile(
@@ -31,10 +34,14 @@ def check_host(
     yield from _machine(checkpoint.source, target.host)
     yield from _criu(checkpoint.source, target.host)
     yield from _kernel(checkpoint.source, target.host)
+    yield from _abilities(target)
     yield from _tools(target)
     yield from _name(name, target)
     yield from _pids(checkpoint, needs, target)
+    yield from _users(target)
+    yield from _cgroups(target)
     yield from _memory(checkpoint, target, pages)
+    yield from _disk(target, pages)
 
 
 def _machine(source: HostFacts, target: HostFacts) -> Iterator[Finding]:
@@ -44,9 +51,11 @@ def _machine(source: HostFacts, target: HostFacts) -> Iterator[Finding]:
             "processor",
             f"the image is of {source.machine}, and this host is {target.machine}",
             f"restore it on a host that is {source.machine}",
+            needed=source.machine,
+            there=target.machine,
         )
         return
-    yield ok("host-arch", "processor", target.machine)
+    yield ok("host-arch", "processor", target.machine, needed=source.machine, there=target.machine)
     missing = sorted(flag for flag in set(source.cpu_flags) - set(target.cpu_flags) if _INSTRUCTIONS.match(flag))
     if missing and target.cpu_flags:
         yield block(
@@ -54,6 +63,7 @@ def _machine(source: HostFacts, target: HostFacts) -> Iterator[Finding]:
             "processor",
             f"it lacks what the source's has: {listed(missing)}",
             "restore it on a host with a processor at least as capable; a program that found these features uses them",
+            needed=" ".join(missing),
         )
 
 
@@ -67,6 +77,8 @@ def _criu(source: HostFacts, target: HostFacts) -> Iterator[Finding]:
             subject,
             f"it is {here} here, and the image was made by {there}",
             f"install CRIU {_dotted(source.criu[:2])} or later; scripts/install-criu finds one",
+            needed=there,
+            there=here,
         )
     else:
         yield ok("criu-version", subject, f"{here}; the image was made by {there}")
@@ -80,9 +92,62 @@ def _kernel(source: HostFacts, target: HostFacts) -> Iterator[Finding]:
             "kernel",
             f"it is {target.kernel} here, and the source had the later {source.kernel}",
             "boot a kernel that is as late, if the group uses what the older one does not have",
+            needed=source.kernel,
+            there=target.kernel,
         )
     else:
         yield ok("kernel", "kernel", target.kernel)
+
+
+def _abilities(target: TargetFacts) -> Iterator[Finding]:
+    if not target.checkpoint_restore:
+        yield block(
+            "kernel-checkpoint",
+            "kernel",
+            "it was built without CONFIG_CHECKPOINT_RESTORE",
+            "boot a distribution's kernel",
+            needed="CONFIG_CHECKPOINT_RESTORE",
+        )
+    for name in target.capabilities_missing:
+        if name in _DISPENSABLE:
+            yield ok("capability", name, "missing, and CRIU does without", needed=name)
+        else:
+            remedy = "give the container or service that ckpt runs in this capability"
+            yield block("capability", name, "root does not have it here", remedy, needed=name)
+
+
+def _users(target: TargetFacts) -> Iterator[Finding]:
+    if target.users_missing:
+        yield warn(
+            "user-unknown",
+            f"user {listed(target.users_missing)}",
+            "processes of the group run under this id, and nobody here has it",
+            "none is needed where only the number counts; else add the user with this id",
+            needed=" ".join(map(str, target.users_missing)),
+        )
+
+
+def _cgroups(target: TargetFacts) -> Iterator[Finding]:
+    if target.cgroups_missing:
+        yield warn(
+            "cgroup-missing",
+            f"cgroup controllers {listed(target.cgroups_missing)}",
+            "the group is limited by them, and here they are in no hierarchy of cgroup v1",
+            "mount them as on the source, or set the limits again after the restore",
+            needed=" ".join(target.cgroups_missing),
+        )
+
+
+def _disk(target: TargetFacts, pages: int | None) -> Iterator[Finding]:
+    if pages and 0 <= target.disk_free < pages:
+        yield block(
+            "disk",
+            "disk",
+            f"the image has to be unpacked, at least {_size(pages)}, and {_size(target.disk_free)} are free",
+            "free room beside the image, in /var/lib/ckpt or in /tmp",
+            needed=pages,
+            there=target.disk_free,
+        )
 
 
 def _tools(target: TargetFacts) -> Iterator[Finding]:
@@ -116,6 +181,8 @@ def _pids(checkpoint: Checkpoint, needs: Needs, target: TargetFacts) -> Iterator
             f"PID {highest[0]}",
             f"this host's PIDs end at {target.pid_max - 1}",
             f"sysctl kernel.pid_max={highest[0] + 1} or more",
+            needed=highest[0],
+            there=target.pid_max - 1,
         )
     if target.pids_taken:
         yield ok(
@@ -141,6 +208,8 @@ def _memory(checkpoint: Checkpoint, target: TargetFacts, pages: int | None) -> I
             "memory",
             f"the group has {_size(least)}, and {_size(available + target.swap_free)} are available",
             "free memory, or add swap",
+            needed=least,
+            there=available + target.swap_free,
         )
     elif likely > available * (100 - _TIGHT) // 100:
         yield warn(
@@ -148,6 +217,8 @@ def _memory(checkpoint: Checkpoint, target: TargetFacts, pages: int | None) -> I
             "memory",
             f"the group has up to {_size(likely)}, and {_size(available)} are available",
             "free memory before the restore",
+            needed=likely,
+            there=available,
         )
     else:
         yield ok("memory", "memory", f"{_size(likely)} of {_size(available)} available")

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from ckpt.model.checkpoint import Checkpoint, CriuNotes, Mount
-from ckpt.model.host import FileNeed, FileRole, Needs, Probe
+from ckpt.model.host import FileNeed, FileRole, Needs, PeerPath, Probe
 from ckpt.model.network import PAIRED, Address, Link, Network, Place
 from ckpt.model.process import FileKind, Isolation, MappedFile, OpenFile, Process
 from ckpt.model.socket import Endpoint, Socket
@@ -45,6 +45,10 @@ def needs_of(checkpoint: Checkpoint) -> Needs:
         tools=("nft",),
         ports=_ports(sockets) if in_hosts_netns else (),
         binds=_binds(sockets) if in_hosts_netns else (),
+        paths=_paths(sockets) if in_hosts_netns else (),
+        gateways=tuple(_gateways(checkpoint.networks)),
+        users=tuple(sorted({one for process in processes for one in process.uids[:1]})),
+        cgroups=_controllers(processes),
     )
 
 
@@ -123,6 +127,44 @@ def _ports(sockets: Sequence[Socket]) -> tuple[int, ...]:
 def _binds(sockets: Sequence[Socket]) -> tuple[Endpoint, ...]:
     found = {dataclasses.replace(one.local, port=0): None for one in sockets if one.is_inet and one.local}
     return tuple(endpoint for endpoint in found if endpoint.address not in ("0.0.0.0", "::"))
+
+
+def _paths(sockets: Sequence[Socket]) -> tuple[PeerPath, ...]:
+    """From where to where there are connections; link-local ones have their link's index for a path."""
+    ends = [(one.local, one.remote) for one in sockets if one.holds_connection and one.local and one.remote]
+    found = (
+        PeerPath(local=plain(local.address), remote=plain(remote.address)) for local, remote in ends if not remote.scope
+    )
+    return tuple(dict.fromkeys(found))
+
+
+def plain(address: str) -> str:
+    """An IPv4 address inside an IPv6 one, as the socket's peers know it."""
+    inner = address.lower().removeprefix("::ffff:")
+    return inner if "." in inner else address
+
+
+def _gateways(networks: Networks) -> Iterator[Probe]:
+    for key, network in networks.items():
+        attached = {link.ifname: segments(networks, key, link.ifname) for link in network.links}
+        for route in network.routes:
+            for ifname, gateway in (
+                (route.ifname, route.gateway),
+                *((hop.ifname, hop.gateway) for hop in route.nexthops),
+            ):
+                if gateway and not gateway.lower().startswith("fe80:"):
+                    yield from (Probe(address=gateway, ifname=one) for one in attached.get(ifname, ()))
+
+
+def _controllers(processes: Sequence[Process]) -> tuple[str, ...]:
+    """The controllers of cgroup v1 in whose hierarchies a process is below the root."""
+    found: set[str] = set()
+    for line in (line for process in processes for line in process.cgroups):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and path not in ("", "/"):
+            found.update(controllers.split(","))
+    return tuple(sorted(found))
 
 
 def _netns_name(name: str) -> FileNeed:

@@ -8,30 +8,36 @@ that nobody here knows may have.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.finding import Finding
-from ckpt.model.host import TargetFacts
-from ckpt.model.network import PAIRED, Counterpart, Link, Network, Place
-from ckpt.revalidate.needs import all_segments, host_part, is_own_address
+from ckpt.model.host import Needs, TargetFacts
+from ckpt.model.network import PAIRED, Address, Counterpart, Link, Network, Place
+from ckpt.revalidate.needs import all_segments, host_part, is_own_address, needs_of
 from ckpt.revalidate.verdict import block, ok, warn
 
 
-def check_network(checkpoint: Checkpoint, target: TargetFacts) -> Iterator[Finding]:
-    """Findings on kinds of link, on each attachment to the host, and on each address."""
+def check_network(checkpoint: Checkpoint, target: TargetFacts, held_by: Collection[str] = ()) -> Iterator[Finding]:
+    """Findings on kinds of link, on each attachment to the host, on each address and each gateway.
+
+    ``held_by`` are the MACs of those who rightly have the addresses still.
+    """
+    needs = needs_of(checkpoint)
     for kind in target.kinds_missing if checkpoint.networks else ():
         yield block(
             "link-kind",
             f"links of kind {kind}",
             "this host cannot make them",
             f"modprobe {kind}, or boot a kernel that has it",
+            needed=kind,
         )
     for key, network in checkpoint.networks.items():
         for link in network.links:
             if link.counterpart is not None and link.counterpart.place is Place.CALLER:
                 yield from _attachment(link, link.counterpart, target, bridge_made=checkpoint.group.bridge_made)
-        yield from _addresses(network, all_segments(checkpoint.networks, key), target)
+        yield from _addresses(network, all_segments(checkpoint.networks, key), target, held_by)
+    yield from _silent_gateways(needs, target)
 
 
 def _attachment(link: Link, outside: Counterpart, target: TargetFacts, *, bridge_made: bool) -> Iterator[Finding]:
@@ -50,7 +56,8 @@ def _attachment(link: Link, outside: Counterpart, target: TargetFacts, *, bridge
             "link-missing",
             outside.ifname,
             f"the group's {link.ifname} ({link.kind}) is made on this link, and it is not there",
-            f"rename the link that shall take its place to {outside.ifname}, or restore on a host that has it",
+            f"name the link that takes its place: --map-link {outside.ifname}=LINK; or restore where it is",
+            needed=outside.ifname,
         )
         return
     if link.mtu > below.mtu:
@@ -59,6 +66,8 @@ def _attachment(link: Link, outside: Counterpart, target: TargetFacts, *, bridge
             outside.ifname,
             f"the group's {link.ifname} has an MTU of {link.mtu}, and this link below it only {below.mtu}",
             f"ip link set {outside.ifname} mtu {link.mtu}",
+            needed=link.mtu,
+            there=below.mtu,
         )
     yield from _state(link, outside.ifname, target)
 
@@ -73,7 +82,8 @@ def _bridge(link: Link, bridge: str, target: TargetFacts, *, bridge_made: bool) 
             "link-missing",
             bridge,
             f"the group's {link.ifname} is attached to this bridge, and it is not there",
-            f"ip link add {bridge} up type bridge, and attach it to the network as on the source",
+            f"name the one that takes its place: --map-link {bridge}=BRIDGE; or `ip link add {bridge} up type bridge`",
+            needed=bridge,
         )
         return
     if found.kind != "bridge":
@@ -82,7 +92,9 @@ def _bridge(link: Link, bridge: str, target: TargetFacts, *, bridge_made: bool) 
             "link-not-bridge",
             bridge,
             f"the group's {link.ifname} is attached to this bridge, and here it is a link of kind {kind}",
-            f"make {bridge} a bridge",
+            f"name a bridge instead: --map-link {bridge}=BRIDGE",
+            needed="bridge",
+            there=kind,
         )
         return
     # a bridge without ports takes the MTU of its first one
@@ -92,6 +104,8 @@ def _bridge(link: Link, bridge: str, target: TargetFacts, *, bridge_made: bool) 
             bridge,
             f"the group's {link.ifname} has an MTU of {link.mtu}, and it only {found.mtu}: larger frames are lost",
             f"ip link set {bridge} mtu {link.mtu}",
+            needed=link.mtu,
+            there=found.mtu,
         )
     yield from _state(link, bridge, target)
 
@@ -122,27 +136,73 @@ def _outside_addresses(outside: Counterpart, target: TargetFacts) -> Iterator[Fi
                 plain,
                 f"the host's end of the group's link has it, and this host has it on {owner}",
                 f"ip address del {address.address} dev {owner}",
+                needed=plain,
+                there=owner,
             )
+        yield from _overlapping(address, target)
 
 
-def _addresses(network: Network, segments: Mapping[str, tuple[str, ...]], target: TargetFacts) -> Iterator[Finding]:
+def _overlapping(address: Address, target: TargetFacts) -> Iterator[Finding]:
+    """The host gets a route to the prefix of its end; what it had a route to by another link may be lost."""
+    prefix = ipaddress.ip_interface(address.address).network
+    for held in target.addresses:
+        if is_own_address(held) and host_part(held.address) != host_part(address.address):
+            other = ipaddress.ip_interface(held.address).network
+            if other.version == prefix.version and other.overlaps(prefix):
+                yield warn(
+                    "route-overlap",
+                    str(prefix),
+                    f"the host gets a route to it by the group's link, and has {other} on {held.ifname}",
+                    "map the addresses of the link to a prefix that is free here, with --map-address",
+                    needed=prefix,
+                    there=f"{other} on {held.ifname}",
+                )
+
+
+def _silent_gateways(needs: Needs, target: TargetFacts) -> Iterator[Finding]:
+    heard = {(one.address, one.ifname) for one in target.gateways}
+    own = {host_part(one.address) for one in target.addresses}
+    there = {link.ifname for link in target.links if link.up}
+    silent: dict[str, list[str]] = {}
+    for gateway in dict.fromkeys(needs.gateways):
+        if gateway.ifname in there and gateway.address not in own and (gateway.address, gateway.ifname) not in heard:
+            silent.setdefault(gateway.address, []).append(gateway.ifname)
+    for address, links in silent.items():
+        yield warn(
+            "gateway-silent",
+            address,
+            f"the group's routes lead to it, and nobody answers for it on {' or '.join(links)}",
+            "attach the group where its gateway is, with --map-link, or map the gateway with --map-address",
+            needed=address,
+        )
+
+
+def _addresses(
+    network: Network, segments: Mapping[str, tuple[str, ...]], target: TargetFacts, held_by: Collection[str]
+) -> Iterator[Finding]:
     macs = {link.mac for link in network.links if link.mac}
     held = {_canonical(one.address): one.ifname for one in target.addresses}
-    probed = {(answer.address, answer.ifname): answer.mac for answer in target.answers}
+    probed: dict[tuple[str, str], list[str]] = {}
+    for one in target.answers:
+        probed.setdefault((one.address, one.ifname), []).append(one.mac)
+    rightly = {mac.lower() for mac in held_by}
     for address in network.addresses:
         if not is_own_address(address):
             continue
         plain = host_part(address.address)
         attached = segments[address.ifname]
         owner = _owner(plain, attached, held, target) if attached else None
-        answer = next((probed[plain, ifname] for ifname in attached if (plain, ifname) in probed), None)
+        heard = [mac for ifname in attached for mac in probed.get((plain, ifname), ())]
+        answer = next((mac for mac in heard if mac not in rightly), None)
         if owner is not None:
             yield _in_use(plain, owner[0], owner[1])
         elif answer is not None:
             whose = " (the group's own: it or a copy of it still runs)" if answer in macs else ""
             yield _in_use(plain, f"{answer}{whose} answers for it on {attached[0]}", "stop what has it")
+        elif heard:
+            yield ok("address-held", plain, f"the source has it still ({heard[0]}), and gives it up", there=heard[0])
         elif attached:
-            yield ok("address", plain, f"free on {attached[0]}")
+            yield ok("address", plain, f"free on {attached[0]}", needed=plain)
 
 
 def _owner(
@@ -162,4 +222,5 @@ def _canonical(address: str) -> str:
 
 
 def _in_use(address: str, reason: str, remedy: str) -> Finding:
-    return block("address-in-use", address, reason, f"{remedy}, or restore where the address is free")
+    ways = f"{remedy}, give the group another with --map-address, or restore where it is free"
+    return block("address-in-use", address, reason, ways, needed=address)

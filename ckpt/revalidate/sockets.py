@@ -16,8 +16,11 @@ from ckpt.model.finding import Finding
 from ckpt.model.host import BusySocket, TargetFacts
 from ckpt.model.process import Isolation
 from ckpt.model.socket import IPPROTO_TCP, IPPROTO_UDP, Endpoint, Socket
-from ckpt.revalidate.needs import host_part
+from ckpt.revalidate.needs import host_part, plain
 from ckpt.revalidate.verdict import block, counted, listed, ok, warn
+
+_HEADERS = {4: 40, 6: 60}
+"""Bytes of the headers of IP and TCP, without options."""
 
 Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -29,8 +32,9 @@ def check_sockets(checkpoint: Checkpoint, target: TargetFacts, *, tcp_close: boo
     yield from _devices(checkpoint, target)
     if checkpoint.group.isolation is not Isolation.NONE:
         return
-    problems = [*_absent(sockets, target), *_busy(sockets, target)]
+    problems = [*_absent(sockets, target), *_busy(sockets, target), *_paths(sockets, target)]
     yield from problems
+    yield from _ephemeral(sockets, target)
     bound = sum(one.local is not None and bool(one.local.port) for one in sockets)
     if bound and not problems:
         yield ok("sockets", counted(bound, "socket"), "their addresses are here, and their ports are free")
@@ -46,6 +50,8 @@ def _congestion(sockets: list[Socket], target: TargetFacts) -> Iterator[Finding]
                 name,
                 f"{counted(number, 'socket')} used it; the congestion controls here are {listed(target.congestion)}",
                 f"modprobe tcp_{name}",
+                needed=name,
+                there=" ".join(target.congestion),
             )
 
 
@@ -58,7 +64,8 @@ def _devices(checkpoint: Checkpoint, target: TargetFacts) -> Iterator[Finding]:
                 "socket-device-missing",
                 _subject(one),
                 f"it is bound to the link {one.device}, and that is not there",
-                f"make a link called {one.device}",
+                f"make a link called {one.device}, or name another: --map-link {one.device}=LINK",
+                needed=one.device,
             )
 
 
@@ -107,7 +114,8 @@ def _address_missing(one: Socket, address: Ip, target: TargetFacts) -> Iterator[
         "address-missing",
         str(address),
         f"{_subject(one)} is bound to it, and this host does not have it{silent}",
-        f"ip address add {address}/PREFIX dev LINK, or restore where the address is",
+        f"ip address add {address}/PREFIX dev LINK, or name another of this host: --map-address {address}=NEW",
+        needed=address,
     )
 
 
@@ -149,14 +157,62 @@ def _busy(sockets: list[Socket], target: TargetFacts) -> Iterator[Finding]:
                 _subject(one),
                 f"this host has a socket on {rival.local}, which may or may not share the port",
                 "stop the server that uses it; `ss -lnp` names it",
+                needed=one.local,
+                there=rival.local,
             )
         else:
             yield block(
                 "port-in-use",
                 _subject(one),
                 f"this host has a socket on {rival.local}",
-                "stop the server that uses it; `ss -lnp` names it",
+                f"stop the server that uses it (`ss -lnp` names it), or take another: --map-port {one.local.port}=NEW",
+                needed=one.local,
+                there=rival.local,
             )
+
+
+def _paths(sockets: list[Socket], target: TargetFacts) -> Iterator[Finding]:
+    """Connections to peers that this host has no route to, or one for smaller packets than their segments make."""
+    known = {(one.local, one.remote): one.mtu for one in target.paths}
+    for one in sockets:
+        if not one.holds_connection or one.local is None or one.remote is None or one.remote.scope:
+            continue
+        local, remote = plain(one.local.address), plain(one.remote.address)
+        mtu, headers = known.get((local, remote)), _HEADERS[6 if ":" in remote else 4]
+        if mtu is None:
+            yield block(
+                "route-missing",
+                _subject(one),
+                f"it is connected to {remote}, and this host has no route there",
+                f"ip route add {remote} via GATEWAY, or close the group's connections with --tcp-close",
+                needed=remote,
+            )
+        elif (one.options.mss or 0) + headers > mtu:
+            yield warn(
+                "route-mtu",
+                _subject(one),
+                f"its segments make packets of {(one.options.mss or 0) + headers} bytes, and here only {mtu} pass",
+                "raise the MTU of the link to the peer, or let the kernel find the size: net.ipv4.tcp_mtu_probing=1",
+                needed=(one.options.mss or 0) + headers,
+                there=mtu,
+            )
+
+
+def _ephemeral(sockets: list[Socket], target: TargetFacts) -> Iterator[Finding]:
+    """Listeners on ports that the kernel here gives out: free now, but perhaps not the next time."""
+    if len(target.ephemeral_ports) != 2:
+        return
+    first, last = target.ephemeral_ports
+    ports = {one.local.port for one in sockets if one.state == "listen" and one.local}
+    found = sorted(port for port in ports if first <= port <= last)
+    if found:
+        yield ok(
+            "port-ephemeral",
+            f"port {listed(found)}",
+            f"this host gives out the ports from {first} to {last}: a client may have it when the group comes again",
+            needed=" ".join(map(str, found)),
+            there=f"{first}-{last}",
+        )
 
 
 def _ends(protocol: int, local: Endpoint | None, remote: Endpoint | None) -> tuple[object, ...]:

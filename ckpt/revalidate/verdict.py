@@ -9,19 +9,33 @@ from ckpt.model.finding import Finding, Severity
 _NAMED = 4
 
 
-def ok(code: str, subject: str, reason: str) -> Finding:
+def ok(code: str, subject: str, reason: str, *, needed: object = "", there: object = "") -> Finding:
     """It is as it should be, or ckpt gets round it."""
-    return Finding(severity=Severity.OK, code=code, subject=subject, reason=reason)
+    return _found(Severity.OK, code, subject, reason, "", needed, there)
 
 
-def warn(code: str, subject: str, reason: str, remedy: str) -> Finding:
+def warn(code: str, subject: str, reason: str, remedy: str, *, needed: object = "", there: object = "") -> Finding:
     """It may turn out wrong."""
-    return Finding(severity=Severity.WARN, code=code, subject=subject, reason=reason, remedy=remedy)
+    return _found(Severity.WARN, code, subject, reason, remedy, needed, there)
 
 
-def block(code: str, subject: str, reason: str, remedy: str) -> Finding:
+def block(code: str, subject: str, reason: str, remedy: str, *, needed: object = "", there: object = "") -> Finding:
     """It would fail."""
-    return Finding(severity=Severity.BLOCK, code=code, subject=subject, reason=reason, remedy=remedy)
+    return _found(Severity.BLOCK, code, subject, reason, remedy, needed, there)
+
+
+def _found(
+    severity: Severity, code: str, subject: str, reason: str, remedy: str, needed: object, there: object
+) -> Finding:
+    return Finding(
+        severity=severity,
+        code=code,
+        subject=subject,
+        reason=reason,
+        remedy=remedy,
+        needed=str(needed),
+        there=str(there),
+    )
 
 
 def listed(items: Sequence[object]) -> str:

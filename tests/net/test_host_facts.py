@@ -17,7 +17,7 @@ import pytest
 
 from ckpt.kernel import arp, elf, host, netns
 from ckpt.kernel.run import run
-from ckpt.model.host import BusySocket, FileNeed, FileRole, HostFacts, Needs, Probe, TargetFacts
+from ckpt.model.host import BusySocket, FileNeed, FileRole, HostFacts, Needs, PeerPath, Probe, TargetFacts
 from ckpt.model.process import FileKind
 from ckpt.model.socket import IPPROTO_TCP, IPPROTO_UDP, Endpoint
 from tests.conftest import require
@@ -283,3 +283,44 @@ def test_read_target_leaves_this_process_where_it_was(segment: Segment) -> None:
         files=(need("/", FileRole.SOCKET),),
     )
     assert (os.readlink("/proc/thread-self/ns/net"), sorted(os.listdir("/proc/self/fd"))) == before
+
+
+def test_read_target_paths_have_their_mtu_and_no_route_is_none(segment: Segment) -> None:
+    paths = tuple(PeerPath(local="10.77.0.1", remote=remote) for remote in ("10.77.0.2", "203.0.113.7"))
+    space = netns.create()
+    try:
+        with netns.entered(space):
+            assert target(paths=paths).paths == ()
+    finally:
+        os.close(space)
+    assert PeerPath(local="10.77.0.1", remote="10.77.0.2", mtu=1400) in target(paths=paths[:1]).paths
+
+
+def test_read_target_gateways_are_apart_from_addresses(segment: Segment) -> None:
+    gateway = Probe(address="10.77.0.2", ifname=segment.bridge)
+    found = host.read_target(Needs(gateways=(gateway,)), CRIU, probe_seconds=3)
+    assert ([one.mac for one in found.gateways], found.answers) == ([STATION_MAC], ())
+
+
+def test_read_target_two_stations_with_one_address_both_answer(segment: Segment, unique: Callable[[str], str]) -> None:
+    port, inner, other = unique("v"), unique("w"), netns.create()
+    try:
+        run(["ip", "link", "add", port, "up", "master", segment.bridge, "type", "veth", "peer", "name", inner])
+        run(["ip", "link", "set", inner, "netns", f"/proc/{os.getpid()}/fd/{other}"])
+        run(["ip", "link", "set", inner, "address", "02:00:00:00:07:02", "up"], netns=other)
+        run(["ip", "address", "add", "10.77.0.2/24", "dev", inner], netns=other)
+        probes = (Probe(address="10.77.0.2", ifname=segment.bridge),)
+        deadline = time.monotonic() + 20
+        while len(found := host.read_target(Needs(probes=probes), CRIU, probe_seconds=1).answers) < 2:
+            assert time.monotonic() < deadline, found
+        assert {one.mac for one in found} == {STATION_MAC, "02:00:00:00:07:02"}
+    finally:
+        os.close(other)
+        subprocess.run(["ip", "link", "delete", port], check=False, stderr=subprocess.DEVNULL)
+
+
+def test_read_target_users_and_room() -> None:
+    found = host.read_target(Needs(users=(0, 4_000_000_000)), CRIU, scratch=(Path("/nowhere"), Path("/tmp")))
+    assert found.users_missing == (4_000_000_000,)
+    assert found.disk_free >= 0
+    assert target().disk_free == -1

@@ -22,10 +22,11 @@ from ckpt.model.host import (
     KnownGroup,
     LinkFacts,
     Needs,
+    PeerPath,
     Probe,
     TargetFacts,
 )
-from ckpt.model.network import Address, Counterpart, Link, Network, Place
+from ckpt.model.network import Address, Counterpart, Link, Network, Place, Route
 from ckpt.model.process import Executable, FileKind, Isolation, MappedFile, Memory, OpenFile, Process, Thread
 from ckpt.model.socket import IPPROTO_TCP, IPPROTO_UDP, Endpoint, Owner, Socket, SocketOptions
 from ckpt.revalidate import needs_of, revalidate
@@ -197,6 +198,7 @@ TARGET = TargetFacts(
         Address(ifname="host1", address="fe80::1/64", scope="link"),
     ),
     congestion=("reno", "cubic"),
+    paths=(PeerPath(local="192.0.2.1", remote="10.9.0.9", mtu=1500),),
     pid_max=32768,
     memory_available=1000 * MIB,
     swap_free=100 * MIB,
@@ -281,6 +283,16 @@ def test_revalidate_fitting_target_finds_nothing(checkpoint: Checkpoint) -> None
         (other(tools_missing=("nft",)), Severity.BLOCK, "tool-missing", "nft"),
         (more("groups", KnownGroup(name="web", pid=5)), Severity.BLOCK, "group-name-taken", "web"),
         (more("groups", KnownGroup(name="web", pid=5, alive=False)), Severity.BLOCK, "group-name-taken", "web"),
+        (other(checkpoint_restore=False), Severity.BLOCK, "kernel-checkpoint", "kernel"),
+        (other(capabilities_missing=("CAP_SYS_ADMIN",)), Severity.BLOCK, "capability", "CAP_SYS_ADMIN"),
+        (other(users_missing=(71, 72)), Severity.WARN, "user-unknown", "user 71, 72"),
+        (other(cgroups_missing=("pids",)), Severity.WARN, "cgroup-missing", "cgroup controllers pids"),
+        (
+            more("addresses", Address(ifname="x", address="10.2.0.6/29")),
+            Severity.WARN,
+            "route-overlap",
+            "10.2.0.0/30",
+        ),
         (other(pid_max=2), Severity.BLOCK, "pid-max", "PID 2"),
         (other(memory_available=10 * MIB, swap_free=0), Severity.BLOCK, "memory", "memory"),
         (other(memory_available=105 * MIB), Severity.WARN, "memory", "memory"),
@@ -346,6 +358,18 @@ def test_revalidate_one_thing_amiss_says_so(change: Change, severity: Severity, 
         (busy(IPPROTO_TCP, "::", 81, "listen"), Severity.WARN, "port-in-use", "TCP 0.0.0.0:81 (PID 71, fd 9)"),
         (busy(IPPROTO_UDP, "0.0.0.0", 91, "close"), Severity.BLOCK, "port-in-use", "UDP 224.0.0.251:91 (PID 71, fd 9)"),
         (
+            other(paths=()),
+            Severity.BLOCK,
+            "route-missing",
+            "TCP 192.0.2.1:80 (PID 71, fd 9)",
+        ),
+        (
+            other(paths=(PeerPath(local="192.0.2.1", remote="10.9.0.9", mtu=30),)),
+            Severity.WARN,
+            "route-mtu",
+            "TCP 192.0.2.1:80 (PID 71, fd 9)",
+        ),
+        (
             busy(IPPROTO_TCP, "192.0.2.1", 80, "time_wait", PEER),
             Severity.BLOCK,
             "connection-taken",
@@ -362,6 +386,8 @@ def test_revalidate_plain_group_one_thing_amiss_says_so(
 @pytest.mark.parametrize(
     "change",
     [
+        other(capabilities_missing=("CAP_SYS_RESOURCE",)),
+        other(ephemeral_ports=(80, 90)),
         busy(IPPROTO_TCP, "192.0.2.1", 80, "established", replace(PEER, port=1)),
         busy(IPPROTO_TCP, "192.0.2.2", 80, "listen"),
         busy(IPPROTO_UDP, "192.0.2.1", 80, "close"),
@@ -486,7 +512,8 @@ def test_revalidate_missing_device_blocks() -> None:
         code="socket-device-missing",
         subject="TCP 10.0.0.2:81 (PID 71, fd 9)",
         reason="it is bound to the link eth7, and that is not there",
-        remedy="make a link called eth7",
+        remedy="make a link called eth7, or name another: --map-link eth7=LINK",
+        needed="eth7",
     )
 
 
@@ -540,7 +567,8 @@ def test_revalidate_answer_names_who_has_the_address() -> None:
         code="address-in-use",
         subject="10.0.0.2",
         reason="02:00:00:00:00:99 answers for it on br0",
-        remedy="stop what has it, or restore where the address is free",
+        remedy="stop what has it, give the group another with --map-address, or restore where it is free",
+        needed="10.0.0.2",
     )
     assert say(MAC).reason == f"{MAC} (the group's own: it or a copy of it still runs) answers for it on br0"
 
@@ -730,3 +758,54 @@ def test_revalidate_nested_device_is_looked_for_in_its_own_namespace() -> None:
 )
 def test_revalidate_namespaces_that_cannot_be_told_apart_block(checkpoint: Checkpoint) -> None:
     assert [one.code for one in blocking(revalidate(checkpoint, TARGET))] == ["netns-invalid"]
+
+
+SOURCE_MAC, STRANGER = "02:00:00:00:00:02", "02:00:00:00:00:99"
+
+
+def test_revalidate_address_that_the_source_still_holds_is_ok() -> None:
+    target = more("answers", Answer(address="10.0.0.2", ifname="br0", mac=SOURCE_MAC))(TARGET)
+    assert [code for _, code, _ in alarming(revalidate(CHECKPOINT, target))] == ["address-in-use"]
+    found = revalidate(CHECKPOINT, target, held_by=[SOURCE_MAC])
+    assert alarming(found) == []
+    assert named(found, "address-held").there == SOURCE_MAC
+
+
+def test_revalidate_stranger_beside_the_source_is_told_apart() -> None:
+    answers = tuple(Answer(address="10.0.0.2", ifname="br0", mac=mac) for mac in (SOURCE_MAC, STRANGER))
+    found = revalidate(CHECKPOINT, replace(TARGET, answers=answers), held_by=[SOURCE_MAC])
+    assert alarming(found) == [(Severity.BLOCK, "address-in-use", "10.0.0.2")]
+    assert STRANGER in named(found, "address-in-use").reason
+
+
+def test_revalidate_gateway_that_does_not_answer_warns() -> None:
+    routes = (
+        Route(destination="0.0.0.0/0", gateway="10.0.0.1", ifname="eth0"),
+        Route(destination="::/0", gateway="fe80::1", ifname="eth0"),
+    )
+    checkpoint = replace(CHECKPOINT, network=replace(NETWORK, routes=routes))
+    assert needs_of(checkpoint).gateways == (Probe(address="10.0.0.1", ifname="br0"),)
+    assert alarming(revalidate(checkpoint, TARGET)) == [(Severity.WARN, "gateway-silent", "10.0.0.1")]
+    answer = Answer(address="10.0.0.1", ifname="br0", mac=STRANGER)
+    assert alarming(revalidate(checkpoint, replace(TARGET, gateways=(answer,)))) == []
+    own = more("addresses", Address(ifname="br0", address="10.0.0.1/24"))(TARGET)
+    assert alarming(revalidate(checkpoint, own)) == []
+
+
+def test_revalidate_full_disk_blocks_where_the_size_is_known() -> None:
+    target = replace(TARGET, disk_free=10 * MIB)
+    assert alarming(revalidate(CHECKPOINT, target)) == []
+    found = revalidate(CHECKPOINT, target, pages=20 * MIB)
+    assert alarming(found) == [(Severity.BLOCK, "disk", "disk")]
+    assert (named(found, "disk").needed, named(found, "disk").there) == (str(20 * MIB), str(10 * MIB))
+
+
+def test_needs_of_processes_name_their_users_and_limits() -> None:
+    process = replace(PROCESS, uids=(33, 33, 33, 33), cgroups=("5:cpu,cpuacct:/x", "4:pids:/", "0::/y"))
+    needs = needs_of(replace(CHECKPOINT, processes=(process,)))
+    assert (needs.users, needs.cgroups) == ((33,), ("cpu", "cpuacct"))
+
+
+def test_needs_of_connections_in_the_hosts_network_name_their_paths() -> None:
+    assert needs_of(PLAIN).paths == (PeerPath(local="192.0.2.1", remote="10.9.0.9"),)
+    assert needs_of(CHECKPOINT).paths == ()
