@@ -5,17 +5,22 @@ from __future__ import annotations
 import base64
 from dataclasses import replace
 from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt import plan
-from ckpt.cli import render
+from ckpt import plan, sections
+from ckpt.cli import main, render
+from ckpt.image import Writer
 from ckpt.kernel import wireguard
 from ckpt.kernel.netlink import attribute, nested, parse, u16, u32
-from ckpt.model.ipsec import XfrmKey
+from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group
+from ckpt.model.host import HostFacts
+from ckpt.model.ipsec import Ipsec, XfrmKey, XfrmState
 from ckpt.model.network import Link, Network, Unread
+from ckpt.model.process import Isolation
 from ckpt.model.secret import Secret
 from ckpt.model.socket import Endpoint
 from ckpt.model.travel import cannot_travel
@@ -135,6 +140,34 @@ def test_plan_sets_it_up_before_it_comes_up(carrier: Carrier) -> None:
     kinds = [type(step) for step in steps]
     assert kinds.index(plan.MakeLink) < kinds.index(plan.SetWireguard) < kinds.index(plan.BringUp)
     assert [step.from_outside for step in steps if isinstance(step, plan.MakeLink)] == [carrier is Carrier.CALLER]
+
+
+def test_commands_show_no_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = XfrmState(family=4, source="1.1.1.1", destination="2.2.2.2", spi=1, protocol=50, mode=0)
+    state = replace(state, keys={"enc": XfrmKey(value=b"cbc(aes)".ljust(72, b"\0") + KEY)})
+    peer = WireguardPeer(public_key=base64.b64encode(KEY[::-1]).decode(), preshared_key=Secret(value=KEY))
+    network = Network(wireguard=(replace(DEVICE, peers=(peer,)),), ipsec=Ipsec(states=(state,)))
+    one, other = str(tmp_path / "one.ckpt"), str(tmp_path / "other.ckpt")
+    _write(one, network)
+    _write(other, Network())
+    shown = ""
+    for arguments in (["inspect", one], ["diff", one, other], ["diff", other, one, "-v"]):
+        main.invoke(arguments)
+        main.invoke([*arguments, "--json"])
+        out = capsys.readouterr().out
+        assert "WireGuard" in out or "wg0" in out
+        shown += out
+    assert KEY.hex() not in shown and base64.b64encode(KEY).decode() not in shown
+    assert str(Secret(value=KEY)) in shown and peer.public_key in shown
+
+
+def _write(path: str, network: Network) -> None:
+    group = Group(name="web", isolation=Isolation.NETNS, root_pid=1, pid_namespace=True)
+    source = HostFacts(hostname="one", machine="x86_64", kernel="6.1")
+    checkpoint = Checkpoint(group=group, source=source, criu=CriuNotes(), processes=(), sockets=(), network=network)
+    with open(path, "wb") as out, Writer(out) as writer:
+        sections.write(writer, checkpoint)
+        writer.finish()
 
 
 @pytest.mark.parametrize("secret", [Secret(value=KEY), XfrmKey(value=b"rfc4106(gcm(aes))".ljust(72, b"\0") + KEY)])
