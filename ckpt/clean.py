@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ckpt import context, held, registry, stop
+from ckpt import context, held, migrations, registry, stop
 from ckpt.errors import CkptError, NetworkError, NotFoundError
 from ckpt.image import Reader
 from ckpt.kernel import datagrams, ending, link_remaps, lock, mntns, netns, outside, proc, remains, takedown
@@ -65,12 +65,19 @@ class _Found:
 def clean(*, dry_run: bool = False) -> tuple[CleanAction, ...]:
     """Take away what dead ckpts have left on this host; with ``dry_run`` only say what that is."""
     timeout = 0.0 if dry_run else CRIU_SECONDS
+    # First of all what is another host's by now: until its tasks are gone, its lock has to stay.
+    moved = () if dry_run else tuple(_moved(record) for record in migrations.end_committed())
     # Before the registry is locked: who wants to finish a dump or a restore shall not have to wait as well.
     dead = [work for work in registry.operations() if not work.alive]
     crius = {work.id: remains.wait_for_crius(_directories(work), timeout) for work in dead}
     with registry.locked():
         found = tuple(_Search(crius).found())
-        return tuple(_act(one, dry_run) for one in found)
+        return moved + tuple(_act(one, dry_run) for one in found)
+
+
+def _moved(record: migrations.Migration) -> CleanAction:
+    reason = f"it was committed to {record.peer}, and its ckpt died before it had ended it here"
+    return CleanAction(kind="group", subject=record.group, done=True, reason=reason)
 
 
 def _act(found: _Found, dry_run: bool) -> CleanAction:
@@ -122,6 +129,7 @@ class _Search:
         yield from self._groups()
         yield from self._contexts()
         yield from self._bridges()
+        yield from _migrations()
         yield from _files()
 
     # -- what the notes of dead ckpts name -------------------------------------------------------------------------
@@ -289,6 +297,27 @@ def _files() -> Iterator[_Found]:
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > LOG_SECONDS:
                 yield _Found("log", str(path), "CRIU's, of a failure more than a day ago", partial(path.unlink, True))
+
+
+def _migrations() -> Iterator[_Found]:
+    """Moves that have not come to their end: what only the other host can tell is named, the rest goes."""
+    for record in migrations.migrations():
+        subject = f"{record.id} of {record.group}"
+        resume = f"`ckpt migrate --resume {record.id}`"
+        if record.role is migrations.Role.SOURCE:
+            if not record.under_way:
+                reason = f"{record.state}; {record.peer} does not know it, or we not how it ended: {resume}"
+                yield _Found("migration", subject, reason, None, stays=True)
+        elif record.under_way:
+            if record.state is migrations.State.READY:
+                reason = f"held until {record.peer} has its say: there {resume}, or here with --host"
+                yield _Found("migration", subject, reason, None, stays=True)
+        elif record.state is migrations.State.RUNNING or (record.state is migrations.State.TOLD and record.group_lives):
+            reason = f"it ran here, and {record.peer} does not know it: there {resume}, or here with --host"
+            yield _Found("migration", subject, reason, None, stays=True)
+        else:
+            forget = partial(migrations.forget, record.id, migrations.Role.TARGET)
+            yield _Found("migration", subject, f"nothing of it is here, {record.peer} has it", forget)
 
 
 def _half_restored(pid: int, what: str) -> _Found:

@@ -209,9 +209,9 @@ class Machine:
         config.write_text(_SSH.format(**names))
         config.chmod(0o600)
         program = self.place / "bin/ckpt"
-        code = "from ckpt.cli.main import main; main()"
+        module = "tests.hosts.fault_program"
         # No byte code: it would be written into the tree under test.
-        program.write_text(f"#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -B -c '{code}' \"$@\"\n")
+        program.write_text(f"#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -B -m {module} \"$@\"\n")
         program.chmod(0o755)
 
     def _wait(self, condition: Any, what: str) -> None:

@@ -1,0 +1,98 @@
+"""The `ckpt` of a host in which something can be made to happen, without a hook in what is tested.
+
+It is what /usr/local/bin/ckpt runs there. Where /run/fault.json names its command it watches its own calls, as
+`tests/criu/fault_runner.py` does, and lets the fault happen at the wanted passage of a step: ``ckpt`` is this process
+(on a target the agent), ``criu`` its CRIU, ``ssh`` the connection (the client's ssh, or the server's sshd), ``cable`` the
+host's cable, ``host`` everything on the host at once. /run/struck says that it did. Waits that are only patience are
+short.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ckpt import arrival, migrate, restore
+from ckpt.cli.main import invoke
+from ckpt.kernel import criu, host
+from ckpt.remote import ssh
+from tests.criu.fault_runner import Profiler, remember_criu, running_criu
+
+PLAN = Path("/run/fault.json")
+STRUCK = Path("/run/struck")
+
+restore.ANNOUNCE_AFTER = restore.ANNOUNCE_AFTER[:1]  # type: ignore[assignment]
+host.PROBE_SECONDS = 0.05
+migrate.RETRY_SECONDS = 1.0
+migrate.RESULT_SECONDS = 3.0
+migrate.TELL_SECONDS = 4.0
+arrival.TELL_SECONDS = 10.0
+ssh.END_SECONDS = 1.0
+
+
+class Watch(Profiler):
+    """As the profiler of a dump, for everything in ckpt."""
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event in ("call", "return") and frame.f_globals.get("__name__", "").startswith("ckpt."):
+            name = f"{event} {frame.f_globals['__name__']}:{frame.f_code.co_qualname}"
+            if name == self._point:
+                self._left -= 1
+                if self._left == 0:
+                    sys.setprofile(None)
+                    threading.setprofile(None)
+                    self._strike()
+
+
+def strike(fault: str) -> None:
+    """Let it happen."""
+    STRUCK.write_text(fault)
+    if fault == "ckpt":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif fault == "criu":
+        os.kill(running_criu(), signal.SIGKILL)
+    elif fault == "ssh":
+        _end_connection()
+    else:
+        subprocess.run(["ip", "link", "set", "eth0", "nomaster"], check=True)
+        if fault == "host":
+            os.kill(-1, signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _end_connection() -> None:
+    """Kill the ssh that this process has started, or the sshd that has started it."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    for pid in children:
+        if Path(f"/proc/{pid}/comm").read_text() == "ssh\n":
+            os.kill(int(pid), signal.SIGKILL)
+            return
+    pid = str(os.getppid())
+    while Path(f"/proc/{pid}/comm").read_text() != "sshd\n":
+        pid = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+    os.kill(int(pid), signal.SIGKILL)
+
+
+def main() -> None:
+    """Run ckpt, perhaps with a fault in it."""
+    arguments = sys.argv[1:]
+    if PLAN.exists():
+        plan = json.loads(PLAN.read_text())
+        if plan["command"] in arguments:
+            PLAN.unlink()
+            remember_criu()
+            watch = Watch(plan["point"], plan["passage"], lambda: strike(plan["fault"]), None)
+            threading.setprofile(watch)
+            sys.setprofile(watch)
+    sys.exit(invoke(arguments))
+
+
+if __name__ == "__main__":
+    main()
