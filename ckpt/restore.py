@@ -152,6 +152,7 @@ def _restore(
         pages=asked.pages,
         moves=arrival.moves,
         probe=asked.dry_run or not arrival.moves,
+        beside=image.parent,
     )
     findings = (*remapped.findings, *found)
     if asked.dry_run:
@@ -171,21 +172,25 @@ def examine(
     pages: int | None = None,
     moves: bool = False,
     probe: bool = True,
+    beside: Path = IMAGES,
 ) -> tuple[Finding, ...]:
     """What is to be said of restoring ``checkpoint`` on this host; changes nothing.
 
     With ``moves`` the group still has its addresses elsewhere, and that it answers for them itself is as it should be.
     Without ``probe`` nobody is asked for addresses: it was done a moment ago, and the group stands still meanwhile.
+    ``beside`` is a directory that it may be unpacked in.
     """
     groups = tuple(_known(entry) for entry in registry.entries())
     needs = needs_of(checkpoint)
     if not probe:
-        needs = dataclasses.replace(needs, probes=())
-    target = host.read_target(needs, criu.version(program), groups=groups)
-    if moves:
-        own = {link.mac for network in checkpoint.networks.values() for link in network.links if link.mac}
-        target = dataclasses.replace(target, answers=tuple(one for one in target.answers if one.mac not in own))
-    return revalidate(checkpoint, target, name=name, tcp_close=tcp_close, pages=pages)
+        needs = dataclasses.replace(needs, probes=(), gateways=())
+    scratch = (beside, IMAGES, Path(tempfile.gettempdir()), registry.state_dir())
+    target = host.read_target(needs, criu.version(program), groups=groups, scratch=scratch)
+    own = {link.mac for network in checkpoint.networks.values() for link in network.links if link.mac}
+    found = revalidate(
+        checkpoint, target, name=name, tcp_close=tcp_close, pages=pages, held_by=own if moves else frozenset()
+    )
+    return tuple(one for one in found if probe or one.code != "gateway-silent")
 
 
 def _known(entry: registry.GroupEntry) -> KnownGroup:
