@@ -332,9 +332,23 @@ def _make_links(links: Sequence[Link], outside: Container[str]) -> Iterable[Step
         peer = by_name.get(paired.ifname) if paired and paired.place is Place.INSIDE else None
         if peer is not None:
             made.add(peer.ifname)
-        yield MakeLink(link=link, peer=peer, from_outside=link.ifname in outside)
+        if peer is not None:
+            peer = _roomy(peer, links)
+        yield MakeLink(link=_roomy(link, links), peer=peer, from_outside=link.ifname in outside)
         if paired and paired.place is Place.CALLER:
             yield PlaceCounterpart(link=link)
+
+
+def _roomy(link: Link, links: Sequence[Link]) -> Link:
+    """``link`` with room for all that stands on it: a vxlan may have a larger MTU than there is room for by now."""
+    on_it = [one for one in links if one.counterpart is not None and one.counterpart.ifname == link.ifname]
+    needed = max((one.mtu + _headers(one) for one in on_it if one.kind == "vxlan"), default=0)
+    return replace(link, mtu=needed) if 0 < link.mtu < needed else link
+
+
+def _headers(vxlan: Link) -> int:
+    """The bytes that a vxlan puts around a frame (vxlan_headroom, drivers/net/vxlan)."""
+    return 70 if vxlan.options.keys() & {"group6", "local6"} else 50
 
 
 def _source(link: Link, addresses: Sequence[Address]) -> Address | None:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from ckpt.errors import NetworkError
-from ckpt.kernel import netlink, netns, rtnl_links, tun
+from ckpt.kernel import netlink, netns, rtnl_kinds, rtnl_links, tun
 from ckpt.kernel.genetlink import GenericNetlink
 from ckpt.kernel.netlink import Attributes, KernelRefusal, Netlink, attribute, nested, number, pairs, parse, string, u32
 from ckpt.model.network import Link
@@ -166,11 +166,11 @@ def _untouched(kind: str, tun_type: str) -> Features:
     space = netns.create()
     try:
         with Netlink(netns=space) as connection:
-            wanted = Link(ifname="untouched", kind=kind, options={"type": tun_type} if kind == "tun" else {})
+            wanted = Link(ifname="untouched", kind=kind, options=rtnl_kinds.LEAST.get(kind, {}))
             if kind == "loopback":
                 wanted = replace(wanted, ifname="lo")
             elif kind == "tun":
-                tun.make(space, wanted)
+                tun.make(space, replace(wanted, options={"type": tun_type}))
             else:
                 rtnl_links.make(connection, Link(ifname=_LOWER, kind="veth"))
                 lower = rtnl_links.read_one(connection, ifname=_LOWER)

@@ -80,6 +80,9 @@ TUNNELS = {
         ip link add t1 index 80 type ipip local 10.0.0.1 remote 10.0.0.5 dev t0""",
     "mtu-and-more": f"""ip link add t0 mtu 1234 txqueuelen 7 type gre {FOUR}; ip link set t0 alias far group 5
         ip link property add dev t0 altname farther; ip link set t0 multicast on""",
+    "larger-than-there-is-room-for": """ip link add t0 type vxlan id 5 dstport 4789 local 10.0.0.1 dev v0
+        ip link add t1 type vxlan id 6 dstport 4790 local fd00::1 dev v1; ip link set v0 mtu 1400
+        ip link set v1 mtu 1380""",
     "changed": f"""ip link add t0 type gre {FOUR} key 5; ip link set t0 type gre {FOUR} key 6 ttl 5
         ip link set t0 mtu 1300""",
 }
