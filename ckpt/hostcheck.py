@@ -11,8 +11,9 @@ import platform
 import shutil
 from collections.abc import Iterator
 
+from ckpt.context import SEMANTIC_5
 from ckpt.errors import CkptError
-from ckpt.kernel import criu, netns, probe
+from ckpt.kernel import context_probe, criu, netns, probe
 from ckpt.kernel.run import run
 from ckpt.model.finding import Finding, Severity
 
@@ -29,7 +30,7 @@ def check_host(criu_path: str | None = None) -> tuple[Finding, ...]:
     if os.geteuid() != 0:
         return (_block("root", "user", f"the user id is {os.geteuid()}", "run ckpt as root"),)
     found = [_ok("root", "user", "root")]
-    for check in (_capabilities(), _kernel(), _namespaces(), _tools(), _criu(criu_path)):
+    for check in (_capabilities(), _kernel(), _namespaces(), _tools(), _criu(criu_path), _contexts()):
         found += check
     return tuple(found)
 
@@ -112,6 +113,30 @@ def _criu(path: str | None) -> Iterator[Finding]:
         yield _block("criu-check", "criu check", _last_line(error.details) or error.brief, install)
     else:
         yield _ok("criu-check", "criu check", "looks good")
+
+
+def _contexts() -> Iterator[Finding]:
+    """Contexts are dispensable: what they lack is a warning."""
+    missing = [one for one in context_probe.features() if one.failure is not None]
+    for one in missing:
+        effect = "" if one.needed else "; datagrams reach sockets on * on their first address alone"
+        yield Finding(
+            severity=Severity.WARN,
+            code="context",
+            subject=f"IP-set contexts: {one.name}",
+            reason=f"{one.failure}{effect}",
+            remedy=f"boot Linux {one.since} or later, with CONFIG_CGROUP_BPF",
+        )
+    if not any(one.needed for one in missing):
+        yield _ok("context", "IP-set contexts", f"work; {SEMANTIC_5}")
+        if not context_probe.is_delegated():
+            yield Finding(
+                severity=Severity.WARN,
+                code="context-delegation",
+                subject="IP-set contexts",
+                reason="a root process may move itself out of its context: cgroup2 is mounted without nsdelegate",
+                remedy="mount -o remount,nsdelegate cgroup2's mount point, or run programs as another user than root",
+            )
 
 
 def _last_line(text: str | None) -> str:

@@ -24,8 +24,8 @@ from tests.net import context_lab
 from tests.net.context_lab import Lab, ip
 
 SECONDS = 20.0
-ONE = (ip("first", 4), ip("second", 4), ip("first", 6), ip("second", 6))
-OTHER = (ip("other", 4), ip("other", 6))
+ONE: tuple[str, ...] = (ip("first", 4), ip("second", 4), ip("first", 6), ip("second", 6))
+OTHER: tuple[str, ...] = (ip("other", 4), ip("other", 6))
 
 
 @pytest.fixture

@@ -1,0 +1,99 @@
+"""`ckpt check` and contexts: each feature is tried, and a missing one is named with the Linux that has it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from ckpt import hostcheck
+from ckpt.kernel import bpf_calls, bpf_object, cgroup2, context_probe
+from ckpt.model.finding import Finding, Severity
+from tests.conftest import random_name
+from tests.net import spaces
+
+
+def contexts() -> list[Finding]:
+    return [one for one in hostcheck.check_host() if one.code.startswith("context")]
+
+
+def test_every_feature_is_there_and_tried_without_a_trace() -> None:
+    found = list(context_probe.features())
+    assert [one.name for one in found if one.failure] == []
+    assert {one.name for one in found} >= {
+        f"programs of {section}" for section in bpf_object.KINDS if "floor/s" not in section
+    }
+    assert not bpf_calls.prog_query(1, bpf_object.KINDS["floor/steer"].attach)
+
+
+def test_check_says_that_contexts_work_and_what_they_do_not_hide() -> None:
+    first, *_ = contexts()
+    assert (first.severity, first.subject) == (Severity.OK, "IP-set contexts")
+    assert "can see every address" in first.reason
+
+
+@pytest.mark.parametrize("delegated", [True, False])
+def test_check_says_whether_root_may_leave(delegated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context_probe, "is_delegated", lambda: delegated)
+    assert [one.code for one in contexts()] == ["context", *([] if delegated else ["context-delegation"])]
+
+
+def test_missing_feature_is_named_with_the_kernel_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = bpf_calls.prog_load
+
+    def old_kernel(name: str, kind: int, attach_type: int, code: bytes, license: str) -> int:
+        if attach_type == bpf_object.KINDS["cgroup/sock_release"].attach:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return load(name, kind, attach_type, code, license)
+
+    monkeypatch.setattr(bpf_calls, "prog_load", old_kernel)
+    (finding,) = contexts()
+    assert (finding.severity, finding.subject) == (Severity.WARN, "IP-set contexts: programs of cgroup/sock_release")
+    assert finding.remedy.startswith("boot Linux 5.9")
+
+
+def test_missing_tcx_leaves_contexts_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    attach = bpf_calls.prog_attach
+
+    def old_kernel(target: int, program: int, attach_type: int, flags: int = 0) -> None:
+        if attach_type == bpf_object.KINDS["floor/steer"].attach:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        attach(target, program, attach_type, flags)
+
+    monkeypatch.setattr(bpf_calls, "prog_attach", old_kernel)
+    findings = contexts()
+    assert [(one.severity, "first address alone" in one.reason) for one in findings][:2] == [
+        (Severity.WARN, True),
+        (Severity.OK, False),
+    ]
+
+
+def test_hierarchy_that_is_mounted_nowhere_is_mounted_where_it_is_asked_for(tmp_path: Path) -> None:
+    """In a mount namespace of the test's own, where cgroup2 was unmounted."""
+    place = tmp_path / random_name("c")
+    script = (
+        "from pathlib import Path\n"
+        "from ckpt.errors import CkptError\n"
+        "from ckpt.kernel import cgroup2, syscalls\n"
+        "syscalls.unshare(syscalls.CLONE_NEWNS)\n"
+        "for path in list(cgroup2.mount_points('cgroup2')):\n"
+        "    syscalls.umount2(str(path), syscalls.MNT_DETACH)\n"
+        "try:\n"
+        "    cgroup2.root()\n"
+        "except CkptError as error:\n"
+        "    print(error.code)\n"
+        f"print(cgroup2.root(Path({str(place)!r})))\n"
+        "print(cgroup2.root())\n"
+    )
+    (tmp_path / "script").write_text(script)
+    said = spaces.shell(f"PYTHONPATH={Path(__file__).parents[2]} {sys.executable} {tmp_path / 'script'}")
+    assert said.split() == ["cgroup2-missing", str(place), str(place)]
+
+
+def test_process_is_found_in_its_cgroup() -> None:
+    path = cgroup2.of_process(os.getpid())
+    assert path is not None
+    assert path.startswith("/")
