@@ -37,6 +37,7 @@ from ckpt.model.network import (
     Route,
     Rule,
 )
+from ckpt.model.teaming import Team
 from ckpt.model.traffic import NO_TRAFFIC, Traffic
 from ckpt.model.travel import why_not
 from ckpt.model.wireguard import Carrier, WireguardDevice
@@ -78,7 +79,7 @@ class PlaceCounterpart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enslave:
-    """The link ``ifname`` is a port of ``master``; a bond brings it up with that, which needs those ``below`` it up."""
+    """The link ``ifname`` is a port of ``master``; a bond or team brings it up then, which needs those ``below`` up."""
 
     ifname: str
     master: str
@@ -91,6 +92,20 @@ class AdjustLinks:
 
     links: tuple[Link, ...]
     joined: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetTeamModes:
+    """These teams have their modes; they have no ports yet."""
+
+    teams: tuple[Team, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetTeams:
+    """These teams and their ports have their options."""
+
+    teams: tuple[Team, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +247,8 @@ Step = (
     | PlaceCounterpart
     | Enslave
     | AdjustLinks
+    | SetTeamModes
+    | SetTeams
     | SetWireguard
     | BringUp
     | ChooseActive
@@ -271,11 +288,15 @@ def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
     if masters:
         upper = tuple(link for link in ordered if link.ifname in masters)
         steps.append(AdjustLinks(links=upper, joined=False))
-    bonds = {link.ifname for link in links if link.kind == "bond"}
+    if wanted.teams:
+        steps.append(SetTeamModes(teams=wanted.teams))
+    raising = {link.ifname for link in links if link.kind in ("bond", "team")}
     steps += [
-        Enslave(ifname=link.ifname, master=link.master, below=_below(link, links) if link.master in bonds else ())
+        Enslave(ifname=link.ifname, master=link.master, below=_below(link, links) if link.master in raising else ())
         for link in ports
     ]
+    if wanted.teams:
+        steps.append(SetTeams(teams=wanted.teams))
     steps.append(AdjustLinks(links=ordered))
     if wanted.wireguard:
         steps.append(SetWireguard(devices=wanted.wireguard))

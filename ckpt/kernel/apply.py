@@ -37,6 +37,7 @@ from ckpt.kernel import (
     rtnl_taken,
     rtnl_tc,
     sysctl,
+    team,
     tun,
     wireguard,
     xfrm,
@@ -139,6 +140,10 @@ class _Applier:
                 case plan.CreateConntrack():
                     conntrack.create_entries(self._netns, step.entries)
                     expectations.create_expectations(self._netns, step.expectations)
+                case plan.SetTeamModes():
+                    team.set_modes(self._netns, step.teams, self._indices)
+                case plan.SetTeams():
+                    team.set_options(self._netns, step.teams, self._indices)
                 case plan.SetWireguard():
                     wireguard.apply(self._netns, step.devices, self._indices)
                 case plan.SetIpsec():

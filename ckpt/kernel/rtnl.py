@@ -29,6 +29,7 @@ from ckpt.kernel import (
     rtnl_nexthops,
     rtnl_routes,
     sysctl,
+    team,
     wireguard,
     xfrm,
 )
@@ -92,6 +93,9 @@ def _read(netns: int) -> Network:
     filters, unread_filters = filtering.read_filtering(netns)
     ipsec, unread_ipsec = xfrm.read_ipsec(netns, names)
     tunnels, unread_tunnels = wireguard.read(netns, links)
+    teams, unread_teams = team.read(netns, links)
+    links = team.numbered(links, teams)
+    unread += unread_teams
     unread += [*reader.unread, *unread_tables, *unread_entries, *unread_expected, *unread_filters, *unread_ipsec]
     unread += unread_tunnels
     return Network(
@@ -112,6 +116,7 @@ def _read(netns: int) -> Network:
         filtering=filters,
         ipsec=ipsec,
         wireguard=tunnels,
+        teams=teams,
         unread=tuple(dict.fromkeys((*unread, *beyond.read_beyond(netns, addresses), *bpf_attached.read(netns, links)))),
         complete=True,
     )

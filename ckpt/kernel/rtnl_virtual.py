@@ -1,6 +1,6 @@
 """What links keep in IFLA_INFO_DATA that stand for no wire: routing domains, monitors, CAN buses, WireGuard.
 
-WireGuard's own settings are not there but with generic netlink (`wireguard`).
+The settings of WireGuard and of teams are not there but with generic netlink (`wireguard`, `team`).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ OPTIONS: Mapping[str, Table] = {
         9: ("tailroom", U16),
     },
     "nlmon": {},
+    "team": {},
     "vcan": {},
     "vrf": {1: ("table", U32)},
     "vxcan": {},
@@ -55,5 +56,6 @@ LACKED: Mapping[str, Mapping[str, str]] = {"netkit": {"scrub": "1", "peer_scrub"
 """What a kernel does that does not know an option, where that is not the same as 0."""
 
 PORT_OPTIONS: Mapping[str, Table] = {
+    "team": {},
     "vrf": {1: ("table", None)},  # its master's
 }

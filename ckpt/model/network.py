@@ -21,6 +21,7 @@ from ckpt.model.bridging import NO_BRIDGING, Bridging
 from ckpt.model.filtering import NO_FILTERING, Filtering
 from ckpt.model.forwarding import LabelRoute, NexthopObject
 from ckpt.model.ipsec import NO_IPSEC, Ipsec
+from ckpt.model.teaming import Team
 from ckpt.model.traffic import NO_TRAFFIC, Traffic
 from ckpt.model.wireguard import WireguardDevice
 
@@ -372,6 +373,7 @@ class Network:
     ipsec: Ipsec = NO_IPSEC
     traffic: Traffic = NO_TRAFFIC
     wireguard: tuple[WireguardDevice, ...] = ()
+    teams: tuple[Team, ...] = ()
 
     def link(self, ifname: str) -> Link | None:
         """The link of that name."""

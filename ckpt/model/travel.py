@@ -23,7 +23,7 @@ TUNNELS = frozenset(
 KINDS = TUNNELS | frozenset(
     {
         *("loopback", "veth", "bridge", "macvlan", "macvtap", "vlan", "dummy", "ifb", "tun"),
-        *("bond", "ipvlan", "ipvtap", "netkit", "nlmon", "vcan", "vrf", "vxcan", "wireguard"),
+        *("bond", "ipvlan", "ipvtap", "netkit", "nlmon", "team", "vcan", "vrf", "vxcan", "wireguard"),
     }
 )
 """The kinds of link that travel."""
