@@ -28,6 +28,14 @@ KINDS = TUNNELS | frozenset(
 )
 """The kinds of link that travel."""
 
+_NOT_TOLD = {
+    "macsec": "the kernel tells nobody the keys of a macsec",
+    "hsr": "the kernel tells nobody which version of its protocol an hsr speaks",
+    "gtp": "a gtp sends by sockets of whoever made it",
+    "netdevsim": "a netdevsim is made on a bus of the host's, not in a namespace",
+}
+"""Why links of some kinds cannot be made from what is to be read of them."""
+
 _BLOCKING = {
     "iptables-legacy": "install iptables, or replace the iptables-legacy rules by nftables",
     "nft-xt": "write the rules with nft's own expressions",
@@ -178,7 +186,7 @@ def why_not(link: Link) -> str:
     """Why ``link`` cannot be made in a fresh namespace; empty when it can."""
     other = link.counterpart
     if link.kind not in KINDS:
-        return f"links of kind {link.kind or 'physical'} are not supported"
+        return _NOT_TOLD.get(link.kind, f"links of kind {link.kind or 'physical'} are not supported")
     if other is not None and other.place is Place.ELSEWHERE and not other.netns:
         if link.kind in TUNNELS:
             return "it was made in a network namespace that is not the group's, and sends its packets there"

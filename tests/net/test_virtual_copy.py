@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ckpt.kernel import rtnl
+from ckpt.model.finding import blocking
 from ckpt.model.travel import cannot_travel
 from tests.net import spaces
 from tests.net.oracle import assert_copy_equal, copied, need, shown_by
@@ -211,3 +212,22 @@ def stand_on_the_host(host: int, space: int, kind: str) -> None:
     shell("ip link add br9 index 55 address 02:00:00:00:00:55 type bridge", space)
     shell("ip link set iv0 up; ip addr add 10.0.0.2/24 dev iv0", space)
     settle(space)
+
+
+REFUSED = {
+    "macsec": ("ip link add link v0 name x0 type macsec", "the kernel tells nobody the keys of a macsec"),
+    "hsr": (
+        "ip link set v0 down; ip link add x0 type hsr slave1 v0 slave2 v1",
+        "the kernel tells nobody which version of its protocol an hsr speaks",
+    ),
+    "batadv": ("ip link add x0 type batadv", "links of kind batadv are not supported"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_link_that_cannot_be_made_again_is_refused_with_the_reason(group: int, kind: str) -> None:
+    script, reason = REFUSED[kind]
+    need(script, f"links of kind {kind}")
+    shell(f"ip link add v0 type veth peer name v1; {script}", group)
+    found = blocking(cannot_travel(rtnl.read_network(group)))
+    assert ("link x0", reason) in {(one.subject, one.reason) for one in found}
