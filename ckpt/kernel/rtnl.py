@@ -1,7 +1,7 @@
 """Read a whole network namespace into records.
 
 Links, addresses, routes, rules and neighbours come by rtnetlink, the rest by the modules named for it. While it is
-read, a second socket listens for changes: what was read is returned only when none arrived meanwhile, and is read
+read, changes are listened for (``watch``): what was read is returned only when there was none meanwhile, and is read
 again otherwise, so that a record is never a mixture of two moments. Only what links name as their counterpart is
 looked up outside, in the caller's own namespace; nothing outside is changed or read otherwise.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from ckpt.errors import NetworkError
+from ckpt.errors import CkptError, NetworkError
 from ckpt.kernel import (
     beyond,
     bpf_attached,
@@ -23,7 +23,6 @@ from ckpt.kernel import (
     nft,
     rtnl_bond,
     rtnl_bridge,
-    rtnl_events,
     rtnl_labels,
     rtnl_links,
     rtnl_nexthops,
@@ -37,11 +36,8 @@ from ckpt.kernel.netlink import Netlink
 from ckpt.kernel.netns import open_own
 from ckpt.kernel.rtnl_links import LinkReader
 from ckpt.kernel.rtnl_tc import TrafficReader
+from ckpt.kernel.watch import Watch
 from ckpt.model.network import Address, Counterpart, Neighbour, Network, Place, Route, Rule, Unread
-
-_GROUPS = (1, 3, 4, 5, 7, 8, 9, 11, 19, 26, 32, 33)
-"""RTNLGRP_ LINK, NEIGH, TC, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, MDB, NEXTHOP and
-BRVLAN."""
 
 _ATTEMPTS = 5
 
@@ -51,23 +47,29 @@ def read_network(netns: int) -> Network:
 
     Raises NetworkError (``network-changing``) when it changes each time it is read.
     """
-    changed: set[int] = set()
+    changed: dict[str, None] = {}
+    failure: Exception | None = None
     for _ in range(_ATTEMPTS):
-        with Netlink(netns=netns, groups=_GROUPS) as watcher:
-            generation = nft.generation(netns)
-            network = _read(netns)
-            events = watcher.events()
-            if events is not None:
-                events = [event for event in events if not rtnl_events.says_nothing(*event, network)]
-            if events == [] and nft.generation(netns) == generation:
-                return network
-            changed |= {kind for kind, _ in events or ()}
+        with Watch(netns) as watch:
+            try:
+                network = _read(netns)
+            except (CkptError, OSError, LookupError) as error:
+                # What is taken away while it is read is missed in many ways, and heard of at last a moment later.
+                found = watch.changes(None)
+                if failure is not None and not found:
+                    raise
+                failure = error
+            else:
+                found = watch.changes(network)
+                if not found:
+                    return network
+        changed |= dict.fromkeys(found)
     raise NetworkError(
         "the network namespace changes faster than it can be read",
         code="network-changing",
-        details=f"netlink messages seen meanwhile: {', '.join(map(str, sorted(changed))) or 'nftables or too many'}",
+        details=f"netlink messages seen meanwhile: {', '.join(changed)}",
         hint="stop what keeps changing links, addresses or routes and try again",
-    )
+    ) from failure
 
 
 def _read(netns: int) -> Network:

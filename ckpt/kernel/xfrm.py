@@ -23,6 +23,7 @@ from ckpt.model.network import Unread
 _NETLINK_XFRM = 6
 _NEWSA, _GETSA, _NEWPOLICY, _GETPOLICY = 0x10, 0x12, 0x13, 0x15
 _NEWSPDINFO, _GETSPDINFO, _SETDEFAULT, _GETDEFAULT = 0x24, 0x25, 0x27, 0x28
+_GROUPS = (3, 4)  # XFRMNLGRP_SA and XFRMNLGRP_POLICY
 
 _DIRECTIONS = ("in", "fwd", "out")
 _BLOCK, _ACCEPT = 1, 2
@@ -32,6 +33,16 @@ _HASH_THRESHOLDS = {3: ("4", "32/32"), 4: ("6", "128/128")}
 
 # ESP, AH and IPComp. Others (IPv4 and IPv6 in IPv4) the kernel adds by itself to an IPComp tunnel.
 _PROTOCOLS = frozenset({50, 51, 108})
+
+
+def listener(netns: int) -> Netlink | None:
+    """A socket that hears of changes of states and policies; None where this kernel has no IPsec."""
+    if unloaded("xfrm_user"):
+        return None
+    try:
+        return Netlink(_NETLINK_XFRM, netns=netns, groups=_GROUPS)
+    except OSError:
+        return None
 
 
 def read_ipsec(netns: int, names: Mapping[int, str]) -> tuple[Ipsec, tuple[Unread, ...]]:

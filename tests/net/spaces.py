@@ -24,7 +24,9 @@ SETTLING_SECONDS = 20.0
 def shell(script: str, space: int | None = None) -> str:
     """Run ``script`` with ``sh -e``, inside ``space`` when given, and return what it prints."""
     with contextlib.nullcontext() if space is None else netns.entered(space):
-        done = subprocess.run(["sh", "-exc", script], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["sh", "-exc", script], capture_output=True, encoding="utf-8", errors="surrogateescape", check=False
+        )
     assert done.returncode == 0, f"{done.stderr}\n{done.stdout}"
     return done.stdout
 
@@ -64,14 +66,19 @@ def settle(space: int) -> None:
     """Wait until the kernel has finished with IPv6 addresses and carriers."""
     deadline = time.monotonic() + SETTLING_SECONDS
     with Netlink(netns=space) as connection:
-        while _unpropagated(space) or rtnl.has_tentative(connection):
+        while _unpropagated(space) or (rtnl.has_tentative(connection) and _detecting(space)):
             assert time.monotonic() < deadline, "addresses stay tentative, or carriers unnoticed"
             time.sleep(0.02)
 
 
+def _detecting(space: int) -> bool:
+    """Whether an address of a link that is up is tentative; on one that is down it remains so."""
+    return "inet6" in shell("ip -6 -o addr show up tentative", space)
+
+
 def _unpropagated(space: int) -> list[str]:
     """The links whose change of carrier the kernel's worker has not told everybody yet; it takes up to a second."""
-    links = json.loads(shell("ip -j link", space))
+    links = json.loads(shell("ip -j link", space), strict=False)  # a name may hold control characters
     return [
         link["ifname"]
         for link in links
