@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 
 from ckpt.errors import NetworkError
 from ckpt.kernel import apply, conntrack, netns, nft, rtnl, sysctl
+from ckpt.kernel.netlink import Netlink
 from ckpt.model.network import PAIRED, Network
 from ckpt.model.travel import cannot_travel
 from ckpt.plan import plan_network
@@ -19,6 +21,7 @@ from tests.net import spaces
 from tests.net.spaces import comparable, fresh, restored, settle, shell
 
 IPV6_JOIN_ANYCAST = 27
+RTNLGRP_LINK = 1
 
 LINKS = {
     "veth-outside": "ip link set eth0 mtu 1400 address 02:11:22:33:44:55 txqueuelen 77 group 5 alias 'a \"b\" $c'",
@@ -296,6 +299,28 @@ def test_read_repeats_when_something_changes_meanwhile(group: int, monkeypatch: 
     network = rtnl.read_network(group)
     assert len(reads) == 2
     assert "10.66.0.0/16" in {route.destination for route in network.routes}
+
+
+def test_read_takes_no_notice_of_carriers(host: int, group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that loses its carrier, and has it again, is told of as a link that changes is."""
+    settle(group)
+    reads: list[Network] = []
+    read = rtnl._read
+
+    def read_disturbed(space: int) -> Network:
+        network = read(space)
+        if not reads:
+            with Netlink(netns=space, groups=(RTNLGRP_LINK,)) as watcher:
+                shell("ip link set veth0 down", host)
+                while not watcher.events():
+                    time.sleep(0.01)
+        reads.append(network)
+        return network
+
+    monkeypatch.setattr(rtnl, "_read", read_disturbed)
+    rtnl.read_network(group)
+    assert "NO-CARRIER" in shell("ip link show eth0", group)
+    assert len(reads) == 1
 
 
 @pytest.mark.parametrize("change", ["ip route {} blackhole 10.66.0.0/16", "nft {} table ip flapping"])
