@@ -20,6 +20,7 @@ from typing import TypeVar
 from ckpt.errors import UnsupportedError
 from ckpt.model import fallback
 from ckpt.model.bridging import NO_BRIDGING, Bridging
+from ckpt.model.encapsulation import FouPort
 from ckpt.model.filtering import NO_FILTERING, Filtering
 from ckpt.model.forwarding import LabelRoute, NexthopObject
 from ckpt.model.ipsec import NO_IPSEC, Ipsec
@@ -146,6 +147,13 @@ class SetTraffic:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OpenFou:
+    """These UDP ports receive for tunnels."""
+
+    ports: tuple[FouPort, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetBridging:
     """Bridges and learning links keep what is recorded; with ``only``, nothing else that somebody could take away."""
 
@@ -254,6 +262,7 @@ Step = (
     | ChooseActive
     | SetAddresses
     | SetTraffic
+    | OpenFou
     | SetBridging
     | JoinMulticast
     | SetNexthops
@@ -309,6 +318,8 @@ def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
         steps.append(JoinMulticast(groups=wanted.link_multicast))
     only = wanted.complete
     steps.append(SetAddresses(addresses=tuple(one for one in wanted.addresses if one.ifname in names), only=only))
+    if wanted.fou:
+        steps.append(OpenFou(ports=wanted.fou))
     if wanted.nexthops:
         steps.append(SetNexthops(nexthops=wanted.nexthops))
     # A vxlan has an entry from its beginning, which somebody may have taken away.

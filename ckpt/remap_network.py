@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from ckpt.kernel import nft_addresses, nft_objects, xfrm_addresses
 from ckpt.mapping import Network as Prefix
-from ckpt.model.bridging import ForwardingEntry, MulticastEntry
+from ckpt.model.bridging import ForwardingEntry, MulticastEntry, VniRange
+from ckpt.model.encapsulation import FouPort
 from ckpt.model.forwarding import LabelHop, NexthopObject
 from ckpt.model.ipsec import XfrmPolicy, XfrmSelector, XfrmState
 from ckpt.model.network import (
@@ -45,6 +46,8 @@ _FIELDS: Mapping[type, Mapping[str, str]] = {
     LabelHop: {"via": "ip"},
     ForwardingEntry: {"destination": "ip"},
     MulticastEntry: {"source": "ip", "sources": "ip", "destination": "ip"},
+    VniRange: {"group": "ip"},
+    FouPort: {"local": "ip", "peer": "ip"},
     WireguardPeer: {"endpoint": "endpoint", "allowed_ips": "prefix"},
     XfrmSelector: {"source": "prefix", "destination": "prefix"},
     XfrmState: {"source": "ip", "destination": "ip"},
@@ -63,13 +66,14 @@ def remap_network(network: Network, translator: Translator, own: Collection[str]
     changes: dict[str, Any] = {"links": _each(network.links, "links", translator, _link)}
     changes["addresses"] = _each(network.addresses, "addresses", translator, _address)
     changes["routes"] = tuple(_route(one, derived, translator) for one in network.routes)
-    for name in ("rules", "neighbours", "nexthops", "label_routes", "bridging", "wireguard", "ipsec"):
+    for name in ("rules", "neighbours", "nexthops", "label_routes", "bridging", "wireguard", "fou", "ipsec"):
         translator.what = _NAMES.get(name, name)
         changes[name] = translated(getattr(network, name), translator)
     changes["ipsec"] = dataclasses.replace(
         changes["ipsec"], policies=_each(changes["ipsec"].policies, "IPsec", translator, _policy)
     )
     changes["wireguard"] = _each(changes["wireguard"], "WireGuard ports", translator, _listening)
+    changes["fou"] = _each(changes["fou"], "UDP ports of tunnels", translator, _receiving)
     translator.what = "filtering"
     changes["filtering"] = _filtering(network, translator)
     changes["nftables"] = tuple(_nft_table(one, translator) for one in network.nftables)
@@ -81,7 +85,7 @@ def remap_network(network: Network, translator: Translator, own: Collection[str]
 
 
 _NAMES = {"label_routes": "MPLS routes", "bridging": "forwarding entries", "wireguard": "WireGuard peers"}
-_NAMES |= {"ipsec": "IPsec", "nexthops": "next hops"}
+_NAMES |= {"fou": "UDP ports of tunnels", "ipsec": "IPsec", "nexthops": "next hops"}
 
 
 def translated(record: _Record, translator: Translator) -> _Record:
@@ -199,6 +203,11 @@ def _policy(policy: XfrmPolicy, translator: Translator) -> XfrmPolicy:
 def _listening(device: WireguardDevice, translator: Translator) -> WireguardDevice:
     port = map_port(device.listen_port, "udp", translator)
     return device if port == device.listen_port else dataclasses.replace(device, listen_port=port)
+
+
+def _receiving(one: FouPort, translator: Translator) -> FouPort:
+    port = map_port(one.port, "udp", translator)
+    return one if port == one.port else dataclasses.replace(one, port=port)
 
 
 def map_port(port: int, protocol: str, translator: Translator) -> int:

@@ -25,6 +25,7 @@ from ckpt.kernel import (
     ethtool,
     expectations,
     filtering,
+    fou,
     link_multicast,
     nft,
     rtnl,
@@ -146,6 +147,8 @@ class _Applier:
                     team.set_options(self._netns, step.teams, self._indices)
                 case plan.SetWireguard():
                     wireguard.apply(self._netns, step.devices, self._indices)
+                case plan.OpenFou():
+                    fou.open_ports(self._netns, step.ports, self._indices)
                 case plan.SetIpsec():
                     xfrm.apply_ipsec(self._netns, step.ipsec, self._indices)
                 case plan.SettleSysctls():

@@ -19,6 +19,7 @@ from ckpt.kernel import (
     ethtool,
     expectations,
     filtering,
+    fou,
     link_multicast,
     nft,
     rtnl_bond,
@@ -100,6 +101,7 @@ def _read(netns: int) -> Network:
     unread += unread_teams
     unread += [*reader.unread, *unread_tables, *unread_entries, *unread_expected, *unread_filters, *unread_ipsec]
     unread += unread_tunnels
+    receiving = fou.read_ports(netns, names, unread)
     return Network(
         links=links,
         addresses=addresses,
@@ -119,6 +121,7 @@ def _read(netns: int) -> Network:
         ipsec=ipsec,
         wireguard=tunnels,
         teams=teams,
+        fou=receiving,
         unread=tuple(dict.fromkeys((*unread, *beyond.read_beyond(netns, addresses), *bpf_attached.read(netns, links)))),
         complete=True,
     )

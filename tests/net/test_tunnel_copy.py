@@ -138,6 +138,17 @@ def test_copy_of_vxlan_knows_the_same(group: int, what: str) -> None:
     assert cannot_travel(network) == ()
 
 
+def test_ports_that_receive_for_tunnels_are_opened_again(group: int) -> None:
+    script = """ip fou add port 5555 ipproto 4; ip fou add port 5556 gue
+        ip fou add port 5557 ipproto 47 local 10.0.0.1
+        ip fou add port 5558 ipproto 47 local 10.0.0.1 peer 10.0.0.2 peer_port 99 dev v0"""
+    need(f"{ADDRESSES}\n{script}", "ports for tunnels (fou)")
+    shell(f"{PAIR}\n{ADDRESSES}\n{script}", group)
+    network = assert_copy_equal(group, ("ip -j fou show",))
+    assert len(network.fou) == 4
+    assert cannot_travel(network) == ()
+
+
 def test_tunnel_keeps_the_index_of_a_lower_link_that_has_gone(group: int) -> None:
     script = f"ip link add w0 type veth peer name w1; ip link add t0 type gre {FOUR} dev w0; ip link del w0"
     need(script, "GRE tunnels")
