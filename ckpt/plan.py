@@ -20,7 +20,7 @@ from typing import TypeVar
 from ckpt.errors import UnsupportedError
 from ckpt.model import fallback
 from ckpt.model.bridging import NO_BRIDGING, Bridging
-from ckpt.model.encapsulation import FouPort
+from ckpt.model.encapsulation import FouPort, IsatapRouter
 from ckpt.model.filtering import NO_FILTERING, Filtering
 from ckpt.model.forwarding import LabelRoute, NexthopObject
 from ckpt.model.ipsec import NO_IPSEC, Ipsec
@@ -154,6 +154,13 @@ class OpenFou:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AddIsatapRouters:
+    """ISATAP links know these routers."""
+
+    routers: tuple[IsatapRouter, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetBridging:
     """Bridges and learning links keep what is recorded; with ``only``, nothing else that somebody could take away."""
 
@@ -263,6 +270,7 @@ Step = (
     | SetAddresses
     | SetTraffic
     | OpenFou
+    | AddIsatapRouters
     | SetBridging
     | JoinMulticast
     | SetNexthops
@@ -320,6 +328,8 @@ def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
     steps.append(SetAddresses(addresses=tuple(one for one in wanted.addresses if one.ifname in names), only=only))
     if wanted.fou:
         steps.append(OpenFou(ports=wanted.fou))
+    if wanted.isatap:
+        steps.append(AddIsatapRouters(routers=wanted.isatap))
     if wanted.nexthops:
         steps.append(SetNexthops(nexthops=wanted.nexthops))
     # A vxlan has an entry from its beginning, which somebody may have taken away.

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from ckpt.kernel import nft_addresses, nft_objects, xfrm_addresses
 from ckpt.mapping import Network as Prefix
 from ckpt.model.bridging import ForwardingEntry, MulticastEntry, VniRange
-from ckpt.model.encapsulation import FouPort
+from ckpt.model.encapsulation import FouPort, IsatapRouter
 from ckpt.model.forwarding import LabelHop, NexthopObject
 from ckpt.model.ipsec import XfrmPolicy, XfrmSelector, XfrmState
 from ckpt.model.network import (
@@ -47,6 +47,7 @@ _FIELDS: Mapping[type, Mapping[str, str]] = {
     ForwardingEntry: {"destination": "ip"},
     MulticastEntry: {"source": "ip", "sources": "ip", "destination": "ip"},
     VniRange: {"group": "ip"},
+    IsatapRouter: {"address": "ip"},
     FouPort: {"local": "ip", "peer": "ip"},
     WireguardPeer: {"endpoint": "endpoint", "allowed_ips": "prefix"},
     XfrmSelector: {"source": "prefix", "destination": "prefix"},
@@ -66,7 +67,7 @@ def remap_network(network: Network, translator: Translator, own: Collection[str]
     changes: dict[str, Any] = {"links": _each(network.links, "links", translator, _link)}
     changes["addresses"] = _each(network.addresses, "addresses", translator, _address)
     changes["routes"] = tuple(_route(one, derived, translator) for one in network.routes)
-    for name in ("rules", "neighbours", "nexthops", "label_routes", "bridging", "wireguard", "fou", "ipsec"):
+    for name in ("rules", "neighbours", "nexthops", "label_routes", "bridging", "wireguard", "fou", "isatap", "ipsec"):
         translator.what = _NAMES.get(name, name)
         changes[name] = translated(getattr(network, name), translator)
     changes["ipsec"] = dataclasses.replace(
@@ -85,7 +86,7 @@ def remap_network(network: Network, translator: Translator, own: Collection[str]
 
 
 _NAMES = {"label_routes": "MPLS routes", "bridging": "forwarding entries", "wireguard": "WireGuard peers"}
-_NAMES |= {"fou": "UDP ports of tunnels", "ipsec": "IPsec", "nexthops": "next hops"}
+_NAMES |= {"fou": "UDP ports of tunnels", "isatap": "ISATAP routers", "ipsec": "IPsec", "nexthops": "next hops"}
 
 
 def translated(record: _Record, translator: Translator) -> _Record:

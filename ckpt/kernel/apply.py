@@ -26,6 +26,7 @@ from ckpt.kernel import (
     expectations,
     filtering,
     fou,
+    isatap,
     link_multicast,
     nft,
     rtnl,
@@ -149,6 +150,8 @@ class _Applier:
                     wireguard.apply(self._netns, step.devices, self._indices)
                 case plan.OpenFou():
                     fou.open_ports(self._netns, step.ports, self._indices)
+                case plan.AddIsatapRouters():
+                    isatap.add_routers(self._netns, step.routers)
                 case plan.SetIpsec():
                     xfrm.apply_ipsec(self._netns, step.ipsec, self._indices)
                 case plan.SettleSysctls():

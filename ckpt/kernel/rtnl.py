@@ -20,6 +20,7 @@ from ckpt.kernel import (
     expectations,
     filtering,
     fou,
+    isatap,
     link_multicast,
     nft,
     rtnl_bond,
@@ -122,6 +123,7 @@ def _read(netns: int) -> Network:
         wireguard=tunnels,
         teams=teams,
         fou=receiving,
+        isatap=isatap.read_routers(netns, links),
         unread=tuple(dict.fromkeys((*unread, *beyond.read_beyond(netns, addresses), *bpf_attached.read(netns, links)))),
         complete=True,
     )

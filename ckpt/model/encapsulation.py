@@ -20,3 +20,12 @@ class FouPort:
     peer_port: int = 0
     ifname: str = ""
     remcsum_nopartial: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IsatapRouter:
+    """A router that the ISATAP link ``ifname`` knows; ``default`` is one that may announce a way to everywhere."""
+
+    ifname: str
+    address: str
+    default: bool = False

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ckpt.model.bridging import NO_BRIDGING, Bridging
-from ckpt.model.encapsulation import FouPort
+from ckpt.model.encapsulation import FouPort, IsatapRouter
 from ckpt.model.filtering import NO_FILTERING, Filtering
 from ckpt.model.forwarding import LabelRoute, NexthopObject
 from ckpt.model.ipsec import NO_IPSEC, Ipsec
@@ -376,6 +376,7 @@ class Network:
     wireguard: tuple[WireguardDevice, ...] = ()
     teams: tuple[Team, ...] = ()
     fou: tuple[FouPort, ...] = ()
+    isatap: tuple[IsatapRouter, ...] = ()
 
     def link(self, ifname: str) -> Link | None:
         """The link of that name."""

@@ -149,6 +149,15 @@ def test_ports_that_receive_for_tunnels_are_opened_again(group: int) -> None:
     assert cannot_travel(network) == ()
 
 
+def test_routers_of_an_isatap_link_are_known_again(group: int) -> None:
+    script = """ip link add t0 type sit local 10.0.0.6 isatap; ip link set t0 up
+        ip tunnel prl prl-nodefault 10.0.0.8 dev t0; ip tunnel prl prl-default 10.0.0.9 dev t0"""
+    need(f"{ADDRESSES}\n{script}", "ISATAP")
+    shell(f"{PAIR}\n{ADDRESSES}\n{script}", group)
+    network = assert_copy_equal(group, ("ip tunnel show", "ip tunnel prl"))
+    assert [(one.address, one.default) for one in network.isatap] == [("10.0.0.8", False), ("10.0.0.9", True)]
+
+
 def test_tunnel_keeps_the_index_of_a_lower_link_that_has_gone(group: int) -> None:
     script = f"ip link add w0 type veth peer name w1; ip link add t0 type gre {FOUR} dev w0; ip link del w0"
     need(script, "GRE tunnels")
