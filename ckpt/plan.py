@@ -125,6 +125,13 @@ class BringUp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TakeDown:
+    """The link is down; a VLAN comes up with the link below it, wanted or not."""
+
+    link: Link
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChooseActive:
     """The bond ``link`` uses the port that it used, if that one works."""
 
@@ -266,6 +273,7 @@ Step = (
     | SetTeams
     | SetWireguard
     | BringUp
+    | TakeDown
     | ChooseActive
     | SetAddresses
     | SetTraffic
@@ -319,6 +327,7 @@ def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
         steps.append(SetWireguard(devices=wanted.wireguard))
     steps.append(WriteSysctls(values=_devices(wanted, names)))
     steps += [BringUp(link=link, source=_source(link, wanted.addresses)) for link in ordered if link.up]
+    steps += [TakeDown(link=link) for link in ordered if link.kind == "vlan" and not link.up]
     steps += [ChooseActive(link=link) for link in ordered if link.up and "active_slave" in link.options]
     if wanted.traffic != NO_TRAFFIC:
         steps.append(SetTraffic(traffic=wanted.traffic))

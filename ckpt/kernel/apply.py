@@ -115,6 +115,9 @@ class _Applier:
                     self._adjust_links(step)
                 case plan.BringUp():
                     self._bring_up(step)
+                case plan.TakeDown():
+                    with _naming("link-refused", f"link {step.link.ifname}", "take down"):
+                        rtnl_links.set_down(self._inside, self._indices[step.link.ifname])
                 case plan.ChooseActive():
                     self._choose_active(step.link)
                 case plan.SetAddresses():

@@ -135,6 +135,8 @@ STACKS = {
         ip link add br1 type bridge; ip link set bo0 master br1; ip link set br1 up
         ip link add red type vrf table 100; ip link set red up; ip link set br1 master red
         ip addr add 10.8.0.1/24 dev br1; ip link add link br1 name vl6 type vlan id 6; ip link set vl6 up""",
+    "vlan-down": """ip link add link bo0 name vl5 type vlan id 5; ip link add link vl5 name vl6 type vlan id 6
+        ip link set bo0 up; ip link set vl5 down; ip link add link bo0 name mv0 type macvlan""",
     "bond-of-vlans": """ip link add pa type veth peer name wa; ip link set wa up; ip link set pa up
         ip link add link pa name pa.5 type vlan id 5; ip link add link pa name pa.6 type vlan id 6
         ip link set pa.6 master bo0; ip link set pa.5 master bo0; ip link set bo0 up""",
