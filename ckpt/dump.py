@@ -20,11 +20,12 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ckpt import forecast, held, registry, sections, spaces
+from ckpt import carrying, forecast, held, registry, sections, spaces
+from ckpt.carrying import OpenFiles
 from ckpt.check import GHOST_LIMIT
 from ckpt.errors import CkptError, ExistsError, NotFoundError, RefusedError, RolledBackError, StorageError
 from ckpt.explain import explain
@@ -90,6 +91,8 @@ class DumpOptions:
     skip_in_flight: bool = False
     codec: str = "zstd"
     force: bool = False
+    with_files: tuple[Path, ...] = ()
+    open_files: OpenFiles = OpenFiles.SMALL
 
 
 def dump_group(
@@ -101,12 +104,15 @@ def dump_group(
     skip_in_flight: bool = False,
     codec: str = "zstd",
     force: bool = False,
+    with_files: Sequence[Path] = (),
+    open_files: OpenFiles = OpenFiles.SMALL,
     progress: Progress | None = None,
     criu_path: str | None = None,
     handover: Handover | None = None,
 ) -> DumpReport:
     """Dump the group called ``target``, or the process tree below the PID ``target``, into ``output``.
 
+    ``with_files`` and ``open_files`` say which files of the host travel along (`ckpt.carrying`).
     ``handover`` is asked before the group is taken away, where another side has a say in that.
     Raises RefusedError when a check finds what would fail (nothing was touched), RolledBackError when the dump failed
     (the group runs on), and what is said of a missing group, a taken file name or a missing CRIU.
@@ -117,6 +123,8 @@ def dump_group(
         skip_in_flight=skip_in_flight,
         codec=codec,
         force=force,
+        with_files=carrying.check_named(with_files),
+        open_files=open_files,
     )
     handover = handover or Handover()
     program = criu.find(criu_path)
@@ -141,6 +149,8 @@ def dump_stream(
     tcp_close: bool = False,
     skip_in_flight: bool = False,
     codec: str = "zstd",
+    with_files: Sequence[Path] = (),
+    open_files: OpenFiles = OpenFiles.SMALL,
     progress: Progress | None = None,
     criu_path: str | None = None,
     handover: Handover | None = None,
@@ -156,6 +166,8 @@ def dump_stream(
         tcp_close=tcp_close,
         skip_in_flight=skip_in_flight,
         codec=codec,
+        with_files=with_files,
+        open_files=open_files,
         progress=progress,
         criu_path=criu_path,
         handover=handover or StreamHandover(destination),
@@ -239,6 +251,7 @@ class _Dump:
         self._isolated = facts.isolation is Isolation.NETNS
         self._hold = cleanup.enter_context(SignalHold())
         self._committed = False
+        self._carried = carrying.Carried()
         self._rescue = takedown.Rescue()
         cleanup.callback(self._rescue.close)
         self._frozen_at = 0.0
@@ -381,6 +394,7 @@ class _Dump:
             self._checkpoint = self._read_frozen()
             self._lock.require_intact()
             if self._options.leave_running:
+                self._carried = carrying.spool(self._carried, self._images)
                 return
             # A CRIU that was killed has let the group go on: what was written is not the group any more.
             self._summary = self._write_image(self._checkpoint, self._swrk.require_alive)
@@ -443,6 +457,9 @@ class _Dump:
             spaces.require_all(self._spaces, processes, sockets)
         networks = rtnl_group.read_networks({space.key: space.netns for space in self._spaces})
         refuse_blocked(tuple(forecast.left_behind(networks)), f"{self._name} cannot be dumped")
+        self._carried = carrying.collect(
+            processes, sockets, self._notes, self._options.with_files, self._options.open_files
+        )
         return Checkpoint(
             group=self._describe_group(processes[0], sockets),
             source=self._host,
@@ -451,6 +468,7 @@ class _Dump:
             network=networks.get(NETNS_KEY),
             criu=self._notes,
             nested=spaces.nested_of(self._spaces, networks),
+            carried=self._carried.files,
         )
 
     def _describe_group(self, root: Process, sockets: tuple[Socket, ...]) -> Group:
@@ -485,6 +503,7 @@ class _Dump:
                     writer.add_file(path.name, source)
                 done += path.stat().st_size
                 self._progress("writing", done, total)
+            carrying.write(writer, self._carried)
             summary = writer.finish()
             still()
         return summary
@@ -530,5 +549,5 @@ class _Dump:
             processes=len(self._checkpoint.processes),
             connections=self._checkpoint.group.connections,
             left_running=self._options.leave_running,
-            warnings=warnings,
+            warnings=(*warnings, *self._carried.warnings),
         )

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpt import held, registry, sections
+from ckpt import held, placing, registry, sections
 from ckpt.dump import IMAGES, Progress
 from ckpt.errors import CkptError, RestoreError, StorageError, UnknownOutcomeError
 from ckpt.explain import explain
@@ -72,6 +72,7 @@ class RestoreReport:
     away_seconds: float = 0.0
     dry_run: bool = False
     findings: tuple[Finding, ...] = ()
+    backups: tuple[Path, ...] = ()
 
 
 def restore_group(
@@ -81,19 +82,27 @@ def restore_group(
     dry_run: bool = False,
     tcp_close: bool = False,
     mapping: Mapping = NO_MAPPING,
+    replace_files: bool = False,
     criu_path: str | None = None,
     progress: Progress | None = None,
 ) -> RestoreReport:
     """Restore the group in ``image`` on this host, under ``name`` or the one it had.
 
-    ``mapping`` says what is called otherwise here. With ``tcp_close`` no connection with others is restored.
+    ``mapping`` says what is called otherwise here. With ``tcp_close`` no connection with others is restored, and with
+    ``replace_files`` files of this host make way for the image's.
     Raises ImageError when the image is not whole, RefusedError when this host lacks what it needs (nothing was
     touched), RestoreError when the restore failed and was undone.
     """
     with Reader(image, known=sections.KNOWN) as reader:
         pages = sum(file.length for file in reader.files.values() if file.name.startswith("pages-"))
         asked = _Asked(
-            name=name, dry_run=dry_run, tcp_close=tcp_close, mapping=mapping, pages=pages, criu_path=criu_path
+            name=name,
+            dry_run=dry_run,
+            tcp_close=tcp_close,
+            mapping=mapping,
+            replace_files=replace_files,
+            pages=pages,
+            criu_path=criu_path,
         )
         return _restore(reader, image.absolute(), asked, Arrival(), progress)
 
@@ -106,6 +115,7 @@ def restore_stream(
     dry_run: bool = False,
     tcp_close: bool = False,
     mapping: Mapping = NO_MAPPING,
+    replace_files: bool = False,
     pages: int | None = None,
     size: int = 0,
     keep: Path | None = None,
@@ -122,7 +132,13 @@ def restore_stream(
     image = StreamedImage(stream, label, known=sections.KNOWN, size=size, keep=keep)
     with image:
         asked = _Asked(
-            name=name, dry_run=dry_run, tcp_close=tcp_close, mapping=mapping, pages=pages, criu_path=criu_path
+            name=name,
+            dry_run=dry_run,
+            tcp_close=tcp_close,
+            mapping=mapping,
+            replace_files=replace_files,
+            pages=pages,
+            criu_path=criu_path,
         )
         return _restore(image, Path(label), asked, arrival or Arrival(), progress)
 
@@ -135,6 +151,7 @@ class _Asked:
     dry_run: bool
     tcp_close: bool
     mapping: Mapping
+    replace_files: bool
     pages: int | None
     criu_path: str | None
 
@@ -152,6 +169,7 @@ def _restore(
         pages=asked.pages,
         moves=arrival.moves,
         probe=asked.dry_run or not arrival.moves,
+        replace_files=asked.replace_files,
         beside=image.parent,
     )
     findings = (*remapped.findings, *found)
@@ -173,6 +191,7 @@ def examine(
     moves: bool = False,
     probe: bool = True,
     beside: Path = IMAGES,
+    replace_files: bool = False,
 ) -> tuple[Finding, ...]:
     """What is to be said of restoring ``checkpoint`` on this host; changes nothing.
 
@@ -188,7 +207,13 @@ def examine(
     target = host.read_target(needs, criu.version(program), groups=groups, scratch=scratch)
     own = {link.mac for network in checkpoint.networks.values() for link in network.links if link.mac}
     found = revalidate(
-        checkpoint, target, name=name, tcp_close=tcp_close, pages=pages, held_by=own if moves else frozenset()
+        checkpoint,
+        target,
+        name=name,
+        tcp_close=tcp_close,
+        pages=pages,
+        held_by=own if moves else frozenset(),
+        replace_files=replace_files,
     )
     return tuple(one for one in found if probe or one.code != "gateway-silent")
 
@@ -226,6 +251,7 @@ class _Restore:
         self._name = name
         self._tcp_close = asked.tcp_close
         self._pages = asked.pages
+        self._replace_files = asked.replace_files
         self._operation = operation
         self._undo = undo
         self._arrival = arrival
@@ -240,8 +266,9 @@ class _Restore:
             self._operation.note(image_id=self._reader.header.id)
             images = self._extract(progress)
             passing.callback(shutil.rmtree, images, ignore_errors=True)
-            self._amend(images)
             try:
+                self._backups = placing.place(self._checkpoint, images, self._undo, replace=self._replace_files)
+                self._amend(images)
                 with SignalHold() as self._hold:
                     self._home = rebuild(
                         self._checkpoint, self._operation, passing, self._undo, mute=self._arrival.moves
@@ -464,6 +491,7 @@ class _Restore:
             restore_seconds=time.monotonic() - began,
             away_seconds=time.time() - self._reader.header.created,
             findings=findings,
+            backups=self._backups,
         )
 
 

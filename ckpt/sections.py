@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from ckpt.image import Writer
 from ckpt.incoming import ImageSource
+from ckpt.model.carried import CarriedFiles
 from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group, NestedNetwork, NestedNetworks, Processes, Sockets
 from ckpt.model.host import HostFacts
 from ckpt.model.network import Network
 
-KNOWN = ("group", "source", "criu", "processes", "sockets", "network", "nested-networks")
-"""All sections of this version. `network` is missing where the group lives in the host's namespace, and
-`nested-networks` where it lives in one only."""
+KNOWN = ("group", "source", "criu", "processes", "sockets", "network", "nested-networks", "files")
+"""All sections of this version. `network` is missing where the group lives in the host's namespace, `nested-networks`
+where it lives in one only, and `files` where no file travels along."""
 
 
 def write(writer: Writer, checkpoint: Checkpoint) -> None:
@@ -27,6 +28,8 @@ def write(writer: Writer, checkpoint: Checkpoint) -> None:
         writer.section("network", checkpoint.network)
     if checkpoint.nested:
         writer.section("nested-networks", NestedNetworks(networks=checkpoint.nested))
+    if checkpoint.carried:
+        writer.section("files", CarriedFiles(files=checkpoint.carried))
 
 
 def read(reader: ImageSource) -> Checkpoint:
@@ -39,6 +42,7 @@ def read(reader: ImageSource) -> Checkpoint:
         sockets=reader.section("sockets", Sockets).sockets,
         network=reader.section("network", Network) if "network" in reader.sections else None,
         nested=_nested(reader),
+        carried=reader.section("files", CarriedFiles).files if "files" in reader.sections else (),
     )
 
 

@@ -8,6 +8,7 @@ claim no address. They run side by side, so that many cost hardly more time than
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import socket
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from ckpt import __version__
 from ckpt.errors import CkptError
-from ckpt.kernel import arp, diag, elf, hostpaths, netns, outside, probe, rtnl_kinds, rtnl_links
+from ckpt.kernel import arp, carried, diag, elf, hostpaths, netns, outside, probe, rtnl_kinds, rtnl_links
 from ckpt.kernel.files import TTY_MAJORS, device_name
 from ckpt.kernel.netlink import Netlink, ip_bytes
 from ckpt.kernel.procfs import read_text
@@ -96,7 +97,7 @@ def read_target(
     answers = ask((*needs.probes, *needs.gateways), links, probe_seconds)
     return TargetFacts(
         host=read_host(criu_version),
-        files=dict(_read_files(needs.files)),
+        files=read_files(needs.files),
         links=links,
         addresses=outside.addresses(),
         answers=tuple(one for one in answers if Probe(address=one.address, ifname=one.ifname) in needs.probes),
@@ -181,12 +182,20 @@ def ask(probes: Sequence[Probe], links: Sequence[LinkFacts], seconds: float) -> 
     )
 
 
+def read_files(needs: Sequence[FileNeed]) -> dict[str, FileFacts]:
+    """What is at each path of ``needs``; one that is not there is not in it."""
+    return dict(_read_files(needs))
+
+
 def _read_files(needs: Sequence[FileNeed]) -> Iterator[tuple[str, FileFacts]]:
+    sizes = {need.path: need.size or 0 for need in needs if need.digest is not None}
     builds = {need.path for need in needs if need.role in _BUILD_ID_ROLES}
     names = {need.path for need in needs if need.role is FileRole.SOCKET}
     bound = _bound_names() if names else frozenset()
     for path in dict.fromkeys(need.path for need in needs):
         found = _read_file(path, build=path in builds, bound=path in bound)
+        if found is not None and found.kind is FileKind.REGULAR and sizes.get(path, found.size + 1) <= found.size:
+            found = dataclasses.replace(found, digest=carried.digest(path, sizes[path]))
         if found is not None:
             yield path, found
 
@@ -205,6 +214,8 @@ def _read_file(path: str, *, build: bool, bound: bool) -> FileFacts | None:
         size=status.st_size,
         mode=status.st_mode,
         special=device_name(status.st_rdev) if node else None,
+        inode=status.st_ino,
+        device=device_name(status.st_dev),
         build_id=elf.build_id(path) if build and kind is FileKind.REGULAR else None,
         bound=bound and kind is FileKind.SOCKET,
     )

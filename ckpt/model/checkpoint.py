@@ -1,15 +1,16 @@
 """What an image says beside CRIU's own files: one record for each of its sections.
 
 `group` names what was dumped and how it was set up, `source` the host it comes from, `processes` and `sockets` what
-the group consisted of while it was frozen, `network` its namespace, `nested-networks` those that it has beside, and
-`criu` what a restore has to tell CRIU. They are read before anything is touched, and they suffice to explain the image
-to a reader who has no CRIU.
+the group consisted of while it was frozen, `network` its namespace, `nested-networks` those that it has beside,
+`files` what of the host's files travels along, and `criu` what a restore has to tell CRIU. They are read before
+anything is touched, and they suffice to explain the image to a reader who has no CRIU.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ckpt.model.carried import CarriedFile
 from ckpt.model.host import HostFacts
 from ckpt.model.network import Network
 from ckpt.model.process import Isolation, Process
@@ -138,6 +139,7 @@ class Checkpoint:
     network: Network | None
     criu: CriuNotes
     nested: tuple[NestedNetwork, ...] = ()
+    carried: tuple[CarriedFile, ...] = ()
 
     @property
     def networks(self) -> dict[str, Network]:

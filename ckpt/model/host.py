@@ -45,6 +45,7 @@ class FileRole(enum.StrEnum):
     ROOT = "root"
     SOCKET = "socket"
     NETNS = "netns"
+    CARRIED = "carried"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,9 @@ class FileNeed:
 
     ``path`` is where to look for it on the target; ``user`` says who needs it (``PID 71, fd 5``). ``append`` says that
     the group does nothing but write to its end. For the role ``SOCKET`` it is the name that a unix socket is bound to,
-    for ``NETNS`` a name that the group's network namespace shall have again, and that must be free.
+    for ``NETNS`` a name that the group's network namespace shall have again, and that must be free. One of the role
+    ``CARRIED`` is in the image. Where ``digest`` is set, the first ``size`` bytes on the target are to be digested
+    alike, if there are so many; ``inode`` and ``device`` were those of the source.
     """
 
     path: str
@@ -65,6 +68,9 @@ class FileNeed:
     build_id: str | None = None
     special: str | None = None
     append: bool = False
+    digest: str | None = None
+    inode: int = 0
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +117,10 @@ class Needs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileFacts:
-    """What is at a path; ``bound`` says that a unix socket receives there now (it listens, or takes datagrams)."""
+    """What is at a path; ``bound`` says that a unix socket receives there now (it listens, or takes datagrams).
+
+    ``digest`` is of as many of the first bytes as the need has in all.
+    """
 
     kind: FileKind
     size: int = 0
@@ -119,6 +128,9 @@ class FileFacts:
     special: str | None = None
     build_id: str | None = None
     bound: bool = False
+    digest: str | None = None
+    inode: int = 0
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

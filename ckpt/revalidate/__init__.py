@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.finding import Finding
 from ckpt.model.host import TargetFacts
+from ckpt.revalidate.carried import check_carried, placements
 from ckpt.revalidate.files import check_files
 from ckpt.revalidate.host import check_host
 from ckpt.revalidate.needs import needs_of
@@ -34,15 +35,17 @@ def revalidate(
     tcp_close: bool = False,
     pages: int | None = None,
     held_by: Collection[str] = (),
+    replace_files: bool = False,
 ) -> tuple[Finding, ...]:
     """Whether ``checkpoint`` can be restored on ``target``, from which its needs were looked up.
 
     ``name`` is what the group shall be called there, by default as in the image. With ``tcp_close`` no established
     connection is restored. ``pages`` are the bytes of memory that the image holds, where that is known. ``held_by`` are
-    the MACs of the links of the source's group, which has its addresses until it gives them up.
+    the MACs of the links of the source's group, which has its addresses until it gives them up. With ``replace_files``
+    other files make way for the image's.
     """
     return malformed(checkpoint) or tuple(
-        _findings(checkpoint, target, name or checkpoint.group.name, tcp_close, pages, held_by)
+        _findings(checkpoint, target, name or checkpoint.group.name, tcp_close, pages, held_by, replace_files)
     )
 
 
@@ -85,9 +88,12 @@ def _findings(
     tcp_close: bool,
     pages: int | None,
     held_by: Collection[str],
+    replace_files: bool,
 ) -> Iterator[Finding]:
     needs = needs_of(checkpoint)
     yield from check_host(checkpoint, needs, target, name=name, pages=pages)
-    yield from check_files(needs, target)
+    placed = placements(checkpoint, target, replace=replace_files)
+    yield from check_files(needs, target, placed)
+    yield from check_carried(checkpoint, target, placed)
     yield from check_network(checkpoint, target, held_by)
     yield from check_sockets(checkpoint, target, tcp_close=tcp_close)

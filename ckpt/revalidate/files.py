@@ -8,22 +8,32 @@ whole files, a change that keeps size and build-id, is not looked for.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from ckpt.model.carried import Placement
 from ckpt.model.finding import Finding
 from ckpt.model.host import FileFacts, FileNeed, FileRole, Needs, TargetFacts
 from ckpt.model.process import FileKind
 from ckpt.revalidate.needs import NETNS_NAMES
 from ckpt.revalidate.verdict import block, counted, ok, warn
 
+_SETTLED = frozenset({Placement.PLACE, Placement.REPLACE, Placement.REFUSE})
+"""What is there now is nothing to the group then, or is spoken of already."""
+_PLACEABLE = frozenset({FileRole.OPEN, FileRole.INHERITED, FileRole.WORKDIR, FileRole.ROOT, FileRole.SOCKET})
+
 _SAME_VERSION = "install the version of it that the source has"
 
 
-def check_files(needs: Needs, target: TargetFacts) -> Iterator[Finding]:
-    """One finding for each path that is not as it should be, and one that counts the others."""
+def check_files(needs: Needs, target: TargetFacts, placed: Mapping[str, Placement]) -> Iterator[Finding]:
+    """One finding for each path that is not as it should be, and one that counts the others.
+
+    ``placed`` is what becomes of those in the image.
+    """
     good: dict[FileRole, int] = {}
     for need in needs.files:
         facts = target.files.get(need.path)
+        if need.role is FileRole.CARRIED or (need.role in _PLACEABLE and placed.get(need.path) in _SETTLED):
+            continue
         findings = tuple(_JUDGES[need.role](need, facts))
         yield from findings
         if not findings:
@@ -39,11 +49,31 @@ def _program(need: FileNeed, facts: FileFacts | None) -> Iterator[Finding]:
     word = "exe" if need.role is FileRole.EXECUTABLE else "mapped"
     use = "runs it" if need.role is FileRole.EXECUTABLE else "has it mapped"
     if facts is None:
-        yield block(f"{word}-missing", need.path, f"{need.user} {use}, and it is not there", _SAME_VERSION)
+        yield block(
+            f"{word}-missing",
+            need.path,
+            f"{need.user} {use}, and it is not there",
+            _SAME_VERSION,
+            needed=_version(need),
+        )
         return
     differs = tuple(_differences(need, facts))
     if differs:
-        yield block(f"{word}-differs", need.path, f"{need.user} {use}, and {'; '.join(differs)}", _SAME_VERSION)
+        yield block(
+            f"{word}-differs",
+            need.path,
+            f"{need.user} {use}, and {'; '.join(differs)}",
+            _SAME_VERSION,
+            needed=_version(need),
+            there=_version(facts),
+        )
+
+
+def _version(one: FileNeed | FileFacts) -> str:
+    """What tells a program from another build of it."""
+    parts = [f"{one.size} bytes", f"mode {_mode(one.mode or 0)}"]
+    parts += [f"build-id {one.build_id}"] if one.build_id else []
+    return ", ".join(parts + ([f"BLAKE2b {one.digest}"] if one.digest else []))
 
 
 def _differences(need: FileNeed, facts: FileFacts) -> Iterator[str]:
@@ -54,6 +84,8 @@ def _differences(need: FileNeed, facts: FileFacts) -> Iterator[str]:
         yield f"its build-id is {facts.build_id or 'missing'} here instead of {need.build_id}"
     if need.size is not None and facts.size != need.size and not _has_grown(need, facts):
         yield f"its size is {facts.size} here instead of {need.size}"
+    if need.digest is not None and facts.digest != need.digest and facts.size == need.size:
+        yield "its content is another one"
     if need.mode is not None and facts.mode != need.mode:
         yield f"its mode is {_mode(facts.mode)} here instead of {_mode(need.mode)}"
 
@@ -109,6 +141,8 @@ def _content(need: FileNeed, facts: FileFacts) -> Iterator[Finding]:
         need.path,
         f"{need.user} has it open, and it has {facts.size} bytes here instead of {need.size}",
         "bring back the file as it was when the image was made",
+        needed=f"{need.size} bytes",
+        there=f"{facts.size} bytes",
     )
 
 

@@ -14,6 +14,7 @@ import posixpath
 import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from ckpt.model.carried import CarriedFile
 from ckpt.model.checkpoint import Checkpoint, CriuNotes, Mount
 from ckpt.model.host import FileNeed, FileRole, Needs, PeerPath, Probe
 from ckpt.model.network import PAIRED, Address, Link, Network, Place
@@ -38,7 +39,11 @@ def needs_of(checkpoint: Checkpoint) -> Needs:
     names = [*group.netns_names, *(name for one in checkpoint.nested for name in one.netns_names)]
     in_hosts_netns = group.isolation is Isolation.NONE
     return Needs(
-        files=(*_file_needs(processes, sockets, checkpoint.criu), *map(_netns_name, names)),
+        files=(
+            *_file_needs(processes, sockets, checkpoint.criu),
+            *map(_carried, checkpoint.carried),
+            *map(_netns_name, names),
+        ),
         probes=tuple(_probes(checkpoint.networks)),
         pids=() if group.pid_namespace else ids_of(processes),
         kinds=_kinds(checkpoint.networks, bridge_made=group.bridge_made),
@@ -173,12 +178,27 @@ def _netns_name(name: str) -> FileNeed:
     )
 
 
+def _carried(file: CarriedFile) -> FileNeed:
+    return FileNeed(
+        path=file.path,
+        role=FileRole.CARRIED,
+        kind=file.kind,
+        user="the image",
+        size=file.size,
+        mode=file.mode,
+        digest=file.digest or None,
+        append=file.append,
+        inode=file.inode,
+        device=file.device,
+    )
+
+
 def _file_needs(processes: Sequence[Process], sockets: Sequence[Socket], notes: CriuNotes) -> Iterator[FileNeed]:
     """One need for each path and role, with the path as the target has it."""
     merged: dict[tuple[str, FileRole, FileKind], FileNeed] = {}
     appended = _appended(processes)
     for need in _all_files(processes, sockets, {file.path for file in notes.files}):
-        path = _on_target(need.path, notes.mounts)
+        path = on_target(need.path, notes.mounts)
         if path is not None:
             need = dataclasses.replace(need, append=need.path in appended, path=path)
             merged.setdefault((path, need.role, need.kind), need)
@@ -282,7 +302,7 @@ def _unix(one: Socket, path: str) -> Iterator[FileNeed]:
     yield FileNeed(path=path, role=FileRole.SOCKET, kind=FileKind.SOCKET, user=user)
 
 
-def _on_target(path: str, mounts: Sequence[Mount] | None) -> str | None:
+def on_target(path: str, mounts: Sequence[Mount] | None) -> str | None:
     """Where the host has what the group knows as ``path``; None when it is nowhere before the restore."""
     if not path.startswith("/"):
         return None

@@ -274,7 +274,7 @@ def test_restore_name_is_taken(group: Group) -> None:
         ),
         (
             f"choose another name with --name, or `ckpt stop {name}` first; "
-            f"`ckpt stop {name}` first, or restore where the address is free"
+            f"`ckpt stop {name}` first, give the group another with --map-address, or restore where it is free"
         ),
     )
 
@@ -292,7 +292,10 @@ def test_restore_address_is_taken(start: Starter) -> None:
                 f"{group.image} cannot be restored here: {group.addresses.v4}: the group {squatter.target} has it\n"
                 f"{group.addresses.v6}: the group {squatter.target} has it"
             ),
-            f"`ckpt stop {squatter.target}` first, or restore where the address is free",
+            (
+                f"`ckpt stop {squatter.target}` first, give the group another with --map-address,"
+                " or restore where it is free"
+            ),
         )
 
 

@@ -587,6 +587,8 @@ def test_revalidate_differing_program_names_every_difference() -> None:
         subject=SERVER,
         reason="PID 71 runs it, and its build-id is cc here instead of aa; its size is 999 here instead of 1000",
         remedy="install the version of it that the source has",
+        needed="1000 bytes, mode 0755, build-id aa",
+        there="999 bytes, mode 0755, build-id cc",
     )
 
 
