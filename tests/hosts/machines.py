@@ -89,6 +89,17 @@ class Machine:
     _stack: ExitStack = field(default_factory=ExitStack)
 
     @property
+    def first(self) -> int:
+        """Its first process, as numbered in the lab."""
+        assert self.init is not None
+        return _first(self.init.pid)
+
+    @property
+    def mac(self) -> str:
+        """Its bridge's: a bridge without one of its own changes it with its ports, and its peers lose it meanwhile."""
+        return f"02:88:00:00:00:{int(self.address.rpartition('.')[2]):02x}"
+
+    @property
     def disk(self) -> Path:
         """What is its /var/lib/ckpt, as seen from outside."""
         return self.place / "disk"
@@ -123,16 +134,9 @@ class Machine:
         """The groups that it knows, with their states."""
         return {one["name"]: one["state"] for one in self.must("ps")}
 
-    def pids(self) -> list[int]:
-        """Its processes, as numbered in the lab."""
-        assert self.init is not None
-        space = os.stat(f"/proc/{_first(self.init.pid)}/ns/pid").st_ino
-        found = []
-        for path in Path("/proc").glob("[1-9]*"):
-            with contextlib.suppress(OSError):
-                if os.stat(path / "ns/pid").st_ino == space:
-                    found.append(int(path.name))
-        return found
+    def records(self) -> list[dict[str, Any]]:
+        """What is written down of migrations that have not come to their end."""
+        return [json.loads(path.read_text()) for path in sorted(self.disk.glob("migrations/*.json"))]
 
     def boot(self) -> None:
         """Start it, with what is on its disk."""
@@ -149,9 +153,9 @@ class Machine:
             mount --bind {self.disk} /var/lib/ckpt
             hostname {self.name}
             ip link set lo up
-            ip link add {BRIDGE} up type bridge
+            ip link add {BRIDGE} address {self.mac} up type bridge
             touch /run/up
-            exec sleep infinity
+            exec tini -s -- sleep infinity
         """
         self.init = subprocess.Popen(
             [
@@ -211,7 +215,7 @@ class Machine:
         program = self.place / "bin/ckpt"
         module = "tests.hosts.fault_program"
         # No byte code: it would be written into the tree under test.
-        program.write_text(f"#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -B -m {module} \"$@\"\n")
+        program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -B -m {module} "$@"\n')
         program.chmod(0o755)
 
     def _wait(self, condition: Any, what: str) -> None:

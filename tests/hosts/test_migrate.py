@@ -1,0 +1,124 @@
+"""Groups that move between hosts, as a user moves them, with a client behind a router that must not notice."""
+
+from __future__ import annotations
+
+from tests.conftest import random_name
+from tests.criu.capture import Capture, capturing
+from tests.criu.fault_lab import patient
+from tests.criu.stream import Stream
+from tests.hosts.machines import World
+from tests.hosts.moving import LIMIT, Moving, connect, run_server
+
+
+def owners(capture: Capture, moving: Moving) -> list[str]:
+    """The ports from which packets of the group's address came, each once as often as it changed."""
+    found: list[str] = []
+    for packet in capture.packets:
+        host = packet.ifname in (moving.source.port, moving.target.port)
+        if host and packet.source == moving.address and found[-1:] != [packet.ifname]:
+            found.append(packet.ifname)
+    return found
+
+
+def test_migrate_streams_both_ways_lose_nothing(moving: Moving) -> None:
+    with capturing() as capture:
+        moving.stream.progress()
+        done = moving.move("--downtime-limit", LIMIT)
+        assert done.status == 0, done.err
+        moving.stream.progress()
+    assert (done.json["name"], done.json["connections"], done.json["resumed"]) == (moving.name, 1, False)
+    assert moving.copies() == [moving.target]
+    assert capture.betrayals(moving.address) == []
+    # A frame passes a port of either host once on its way to or from the router.
+    ports = {one.ifname for one in capture.packets if one.source == moving.address}
+    assert {moving.source.port, moving.target.port} <= ports
+    moving.moved()
+    assert moving.left_behind() == []
+
+
+def test_migrate_the_old_port_is_silent_once_the_new_one_speaks(moving: Moving) -> None:
+    with capturing() as capture:
+        assert moving.move("--downtime-limit", LIMIT).status == 0
+        moving.stream.progress()
+    seen = owners(capture, moving)
+    moving.moved()
+    assert len(seen) == len(set(seen)), seen
+
+
+def test_migrate_dry_run_touches_nothing(moving: Moving) -> None:
+    done = moving.move("--dry-run")
+    assert done.status == 0, done.err
+    assert done.json["dry_run"]
+    assert moving.copies() == [moving.source]
+    assert moving.left_behind() == []
+    moving.stream.progress(50)
+
+
+def test_migrate_to_a_host_that_has_the_name_is_refused(moving: Moving) -> None:
+    run_server(moving.target, moving.name, "10.88.0.11")
+    try:
+        done = moving.move()
+        assert (done.status, done.error["code"]) == (3, "group-name-taken")
+    finally:
+        moving.target.must("stop", "--timeout", "0", moving.name)
+    moving.stream.progress(50)
+    assert moving.left_behind() == []
+
+
+def test_migrate_that_takes_too_long_is_rolled_back(moving: Moving) -> None:
+    done = moving.move("--downtime-limit", "0.05")
+    assert (done.status, done.error["code"]) == (9, "downtime-limit"), done.err
+    moving.stream.progress(50)
+    assert moving.copies() == [moving.source]
+    assert moving.left_behind() == []
+
+
+def test_migrate_to_a_host_that_cannot_be_reached_touches_nothing(moving: Moving) -> None:
+    done = moving.source.ckpt("migrate", moving.name, "--host", "10.88.0.77")
+    assert (done.status, done.error["code"]) == (15, "host-unreachable")
+    moving.stream.progress(50)
+    assert moving.left_behind() == []
+
+
+def test_dump_and_restore_of_another_host_keep_the_connection(moving: Moving, world: World) -> None:
+    near, far = moving.source, moving.target
+    assert moving.move("--downtime-limit", LIMIT).status == 0
+    with capturing() as capture:
+        image = "/root/from-afar.ckpt"
+        assert near.must("dump", moving.name, "--host", far.address, "-o", image)["left_running"] is False
+        assert far.groups() == {}
+        assert near.must("check", image, "--host", far.address)["ok"]
+        near.must("restore", image, "--host", far.address, "--keep", "/root/kept.ckpt")
+        assert far.run("cmp", "/root/kept.ckpt", "/root/kept.ckpt").status == 0
+        far.must("verify", "/root/kept.ckpt")
+        moving.stream.progress()
+    assert capture.betrayals(moving.address) == []
+    for host in (near, far):
+        host.run("sh", "-c", "rm -f /root/*.ckpt")
+    moving.moved()
+    assert moving.left_behind() == []
+
+
+def test_dump_to_standard_output_restores_from_standard_input(world: World) -> None:
+    name, address = random_name("g"), "10.88.0.20"
+    run_server(world.a, name, address)
+    with patient(Stream(connect(world, address))) as stream:
+        stream.progress()
+        pipe = f"ckpt dump {name} -o - | ssh {world.b.address} ckpt restore -"
+        done = world.a.run("sh", "-c", pipe)
+        # The two overlap: the restore begins while the group still stands here, and is refused or comes later.
+        if done.status != 0:
+            assert world.a.groups() == {name: "running"} or world.b.groups() == {name: "running"}, done
+        stream.progress()
+    for host in (world.a, world.b):
+        host.ckpt("stop", "--timeout", "0", name)
+
+
+def test_ps_check_and_clean_of_another_host_tell_what_it_tells(moving: Moving) -> None:
+    here, there = moving.target, moving.source
+    for words in (["ps"], ["check"], ["check", moving.name], ["clean", "--dry-run"]):
+        near = here.ckpt(*words, "--host", there.address)
+        far = there.ckpt(*words)
+        assert near.status == far.status, near
+        if words != ["check"]:
+            assert near.json == far.json or "findings" in near.json
