@@ -28,7 +28,7 @@ from typing import Any
 
 from ckpt import registry
 from ckpt.errors import NotFoundError, PermissionDeniedError, StorageError, UnsupportedError
-from ckpt.kernel import netns, spawn, syscalls
+from ckpt.kernel import context_bounds, netns, spawn, syscalls
 from ckpt.kernel.ending import end_tree
 from ckpt.model.groupspec import GroupSpec, LinkKind, check_spec
 from ckpt.model.process import Isolation
@@ -44,6 +44,8 @@ MINIMAL_ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 }
+
+_FAILURES = ("[FATAL tini", "setpriv: ")
 
 # tini's own statuses for a command that it cannot execute, as a shell's.
 _NOT_EXECUTED = (126, 127)
@@ -118,8 +120,9 @@ def _start(spec: GroupSpec, on_pid: Callable[[int], None]) -> tuple[GroupEntry, 
         log_path, log = _open_log(spec.name)
         undo.callback(os.close, log)
         log_start = os.fstat(log).st_size
+        dropping = context_bounds.dropping(confined.bounds) if confined else ()
         first = spawn.FirstProcess(
-            argv=(tini, "--", *spec.command),
+            argv=(tini, "--", *dropping, *spec.command),
             environment=spec.environment,
             workdir=spec.workdir,
             hostname=spec.name,
@@ -127,6 +130,7 @@ def _start(spec: GroupSpec, on_pid: Callable[[int], None]) -> tuple[GroupEntry, 
             log=log,
             netns=namespace,
             bounds=confined.bounds if confined else None,
+            launcher=dropping[0] if dropping else None,
         )
         with spawn.starting(first) as starting:
             entry = _entry(spec, starting.pid, namespace, attachment, log_path, confined)
@@ -243,7 +247,7 @@ def _require_executed(ended: int | None, spec: GroupSpec, log: Path, start: int)
     with log.open("rb") as stream:
         stream.seek(start)
         written = stream.read(_LOG_TAIL).decode(errors="replace")
-    reason = next((line for line in written.splitlines() if line.startswith("[FATAL tini")), None)
+    reason = next((line for line in written.splitlines() if line.startswith(_FAILURES)), None)
     if reason is not None:
         raise NotFoundError(f"{spec.command[0]} cannot be executed", code="command-not-executed", details=reason)
 

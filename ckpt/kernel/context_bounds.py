@@ -2,12 +2,14 @@
 
 A root process with every capability could attach programs of its own, read and write packets beside every socket, or
 walk into another namespace. So a context's processes are started without the capabilities that do this, and without
-those that lift their limits. That is the bounding set: nothing they execute gets them back.
+those that lift their limits. That is the bounding set: nothing they execute gets them back. Only the group's first
+process, which is tini, has them: no other can trace it or write to its memory, for want of what it has.
 """
 
 from __future__ import annotations
 
 import resource
+import shutil
 from pathlib import Path
 
 from ckpt.errors import UnsupportedError
@@ -59,6 +61,14 @@ def bounds(context: Context, limits: Limits) -> Bounds:
         limits=values,
         nice=limits.nice,
     )
+
+
+def dropping(bounds: Bounds) -> tuple[str, ...]:
+    """The command that executes another without the capabilities of ``bounds``, of which root's exec gets the rest."""
+    program = shutil.which("setpriv", path="/usr/bin:/bin:/usr/sbin:/sbin")
+    if program is None:
+        raise UnsupportedError("setpriv is not installed", code="tool-missing", hint="apt-get install util-linux")
+    return (program, "--bounding-set", ",".join(f"-cap_{number}" for number in bounds.capabilities), "--")
 
 
 def limit_tasks(context: Context, tasks: int) -> None:

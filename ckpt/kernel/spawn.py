@@ -40,8 +40,9 @@ _POLL_SECONDS = 0.003
 class Bounds:
     """What PID 1 is kept in from before its first instruction, and all that come from it.
 
-    ``cgroups`` are directories, ``capabilities`` the numbers of those that nobody shall have again, ``limits`` values
-    of resources (hard and soft), ``nice`` the best nice value.
+    ``cgroups`` are directories, ``limits`` values of resources (hard and soft), ``nice`` the best nice value.
+    ``capabilities`` are the numbers of those that nobody shall have again but PID 1, whose business it is to execute
+    everything else without them (``dropping``): CRIU needs them in it (get_proc_fd, criu/pie/parasite.c, mounts).
     """
 
     cgroups: Sequence[str] = ()
@@ -66,6 +67,8 @@ class FirstProcess:
     log: int
     netns: int | None = None
     bounds: Bounds | None = None
+    launcher: str | None = None
+    """The program that the command is executed by, and that is not yet the command."""
 
 
 class Starting:
@@ -130,7 +133,7 @@ def _helper(first: FirstProcess, report: int, go: int) -> NoReturn:
             _first(first, report, go, log, null)
         os.close(go)
         _send(report, "pid", child)
-        status = _wait_until_command_runs(child)
+        status = _wait_until_command_runs(child, first.launcher)
         if status is None:
             _send(report, "runs", 0)
         else:
@@ -180,9 +183,6 @@ def _enter_bounds(bounds: Bounds) -> None:
         hard = resource.getrlimit(number)[1]
         lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(number, (lowest, lowest))
-    # Root's exec is given what the bounding set holds.
-    for capability in bounds.capabilities:
-        syscalls.prctl(syscalls.PR_CAPBSET_DROP, capability)
 
 
 def _reset_signals() -> None:
@@ -200,20 +200,25 @@ def _close_all_but(kept: set[int]) -> None:
                 os.close(int(name))
 
 
-def _wait_until_command_runs(pid: int) -> int | None:
+def _wait_until_command_runs(pid: int, launcher: str | None) -> int | None:
     """None as soon as a child of ``pid`` has executed; the wait status when ``pid`` has ended before."""
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return status
-        if any(_has_executed(child) for child in children(pid)):
+        if any(_has_executed(child, launcher) for child in children(pid)):
             return None
         time.sleep(_POLL_SECONDS)
 
 
-def _has_executed(pid: int) -> bool:
+def _has_executed(pid: int, launcher: str | None) -> bool:
     stat = read_stat(pid)
-    return stat is not None and not stat.flags & _FORKED_NOT_EXECUTED
+    if stat is None or stat.flags & _FORKED_NOT_EXECUTED:
+        return False
+    try:
+        return launcher is None or not os.path.samefile(f"/proc/{pid}/exe", launcher)
+    except OSError:
+        return False  # it has ended, and its status says how
 
 
 def _send(report: int, word: str, value: int) -> None:
