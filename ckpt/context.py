@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +21,6 @@ from ckpt.kernel import cgroup2, context_books, context_bounds, context_sockets,
 from ckpt.kernel import context as kernel
 from ckpt.kernel.context_sockets import ContextSocket
 from ckpt.model.context import MOST_ADDRESSES, Context, Member, merged, parse_set
-from ckpt.model.finding import Finding, Severity
-from ckpt.model.process import Isolation
 from ckpt.registry import GroupEntry
 
 SEMANTIC_5 = (
@@ -156,19 +154,6 @@ def _require_on_host(members: Iterable[Member]) -> None:
 def cgroup_of(entry: GroupEntry) -> str | None:
     """The directory of the cgroup that a group's processes have to be in; None when it is not confined."""
     return None if entry.context is None else str(kernel.cgroup_of(entry.context))
-
-
-def dump_findings(root: int) -> Iterator[Finding]:
-    """Why a group in a context cannot be dumped."""
-    cgroup = cgroup2.of_process(root)
-    if cgroup is not None and kernel.is_context(cgroup):
-        yield Finding(
-            severity=Severity.BLOCK,
-            code="context-dump",
-            subject=f"PID {root}",
-            reason="is in an IP-set context, which images do not hold yet: restored, it would be unconfined",
-            remedy=f"run it with --isolation {Isolation.NETNS}",
-        )
 
 
 def release(entry: GroupEntry) -> None:

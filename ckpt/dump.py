@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ckpt import carrying, forecast, held, registry, sections, spaces
+from ckpt import carrying, context, context_record, forecast, held, registry, sections, spaces
 from ckpt.carrying import OpenFiles
 from ckpt.check import GHOST_LIMIT
 from ckpt.errors import CkptError, ExistsError, NotFoundError, RefusedError, RolledBackError, StorageError
@@ -249,6 +249,7 @@ class _Dump:
         self._handover = handover
         self._progress = progress or (lambda stage, done, total: None)
         self._isolated = facts.isolation is Isolation.NETNS
+        self._context = None if self._isolated else context_record.of_process(facts.root)
         self._hold = cleanup.enter_context(SignalHold())
         self._committed = False
         self._carried = carrying.Carried()
@@ -319,6 +320,9 @@ class _Dump:
             return GroupLock([NetworkLock(space.netns) for space in self._spaces])
         own = netns.open_own()
         self._cleanup.callback(os.close, own)
+        if self._context is not None:
+            record = context_record.read(self._context, self._entry)
+            return GroupLock([NetworkLock(own, scope=context_record.scope(record, self._facts.sockets))])
         return GroupLock([NetworkLock(own, scope=scope_of(self._facts.sockets))])
 
     def _gate(self) -> GroupLock:
@@ -370,6 +374,9 @@ class _Dump:
             # The cgroups that the group does not share with CRIU, with their limits; made again if they are gone.
             "manage_cgroups_mode": self._program.rpc.SOFT,
         }
+        if self._context is not None:
+            # Its cgroup is made by ckpt, and CRIU is run in it.
+            options["manage_cgroups_mode"] = self._program.rpc.IGNORE
         if self._options.tcp_close:
             options["tcp_close"] = True
         if self._options.skip_in_flight:
@@ -469,13 +476,14 @@ class _Dump:
             criu=self._notes,
             nested=spaces.nested_of(self._spaces, networks),
             carried=self._carried.files,
+            context=None if self._context is None else context_record.read(self._context, self._entry),
         )
 
     def _describe_group(self, root: Process, sockets: tuple[Socket, ...]) -> Group:
         connections = 0 if self._options.tcp_close else sum(one.holds_connection for one in sockets)
         return Group(
             name=self._name,
-            isolation=self._facts.isolation,
+            isolation=self._facts.isolation if self._context is None else Isolation.IPSET,
             root_pid=self._root,
             pid_namespace=self._facts.root_is_init,
             command=self._entry.command if self._entry else root.cmdline,
@@ -533,6 +541,9 @@ class _Dump:
         for space in self._spaces:
             takedown.remove_links(space.netns)
         takedown.unpin(self._all_netns_names())
+        if self._context is not None:
+            with registry.locked():
+                context.release(self._entry) if self._entry else context.discard(self._context.name)
         self._lock.keep()
         if self._entry is not None:
             registry.remove(self._entry.name, pid=self._entry.pid)

@@ -10,9 +10,8 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 
-from ckpt import spaces
+from ckpt import context_record, spaces
 from ckpt.check import check_dump
-from ckpt.context import dump_findings
 from ckpt.errors import NetworkError, NotFoundError
 from ckpt.kernel import rtnl_group
 from ckpt.model.finding import Finding, blocking
@@ -23,7 +22,7 @@ from ckpt.model.travel import cannot_travel
 
 def findings_of(facts: GroupFacts) -> tuple[Finding, ...]:
     """All findings for a dump of the group; without one that blocks, it can be dumped."""
-    found = (*check_dump(facts), *dump_findings(facts.root))
+    found = (*check_dump(facts), *context_record.findings(facts))
     if blocking(found):
         # some of these say that its network cannot even be looked at as the group's
         return found

@@ -25,6 +25,7 @@ from ckpt.model.finding import Finding, Severity
 from ckpt.model.network import Network
 from ckpt.model.process import Isolation
 from ckpt.model.socket import IPPROTO_TCP, IPPROTO_UDP, Endpoint, Socket
+from ckpt.remap_context import remap_context
 from ckpt.remap_findings import check_networks, check_sockets, describe, listed
 from ckpt.remap_network import map_port, remap_network
 from ckpt.remap_translator import Translator
@@ -54,13 +55,14 @@ class Remapped:
     @property
     def renames_sockets(self) -> bool:
         """Whether CRIU's own images have to be changed."""
-        return bool(self.mapping or self.closed)
+        # Those of a context are called as its programs know them.
+        return bool(self.mapping or self.closed or self.checkpoint.context)
 
     def renaming(self) -> Renaming:
         """What CRIU's own images are changed by."""
         translator = Translator(self.mapping)
         # The group's own links keep their names.
-        in_hosts = self.checkpoint.group.isolation is Isolation.NONE
+        in_hosts = self.checkpoint.group.isolation is not Isolation.NETNS
         return Renaming(
             sockets={one.inode: one for one in self.checkpoint.sockets},
             closed=self.closed,
@@ -96,6 +98,8 @@ def _remap(checkpoint: Checkpoint, mapping: Mapping, *, tcp_close: bool) -> Rema
     )
     sockets = tuple(_unconnected(one) if one.inode in closed else one for one in sockets)
     result = dataclasses.replace(checkpoint, sockets=sockets)
+    if mapping and checkpoint.context is not None:
+        result = dataclasses.replace(result, context=remap_context(checkpoint.context, translator))
     if mapping:
         result = _with_networks(result, translator, own)
     findings = [
@@ -161,7 +165,7 @@ def _sockets(
     """All sockets as they shall be, and the connections (as they were) that a mapped address ends."""
     broken: list[Socket] = []
     result: list[Socket] = []
-    in_hosts = checkpoint.group.isolation is Isolation.NONE
+    in_hosts = checkpoint.group.isolation is not Isolation.NETNS
     mine = {(one.protocol, one.local.port) for one in checkpoint.sockets if one.local and one.protocol == IPPROTO_UDP}
     for one in checkpoint.sockets:
         if in_hosts and one.device:

@@ -150,7 +150,7 @@ def check_sockets(before: Checkpoint, after: Checkpoint, mapping: Names) -> Iter
                 remedy="set it again after the restore, where it is needed",
             )
     packets = [one for one in after.sockets if one.family == "packet"]
-    if mapping.links and packets and after.group.isolation is Isolation.NONE:
+    if mapping.links and packets and after.group.isolation is not Isolation.NETNS:
         yield Finding(
             severity=Severity.WARN,
             code="map-left",

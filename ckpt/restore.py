@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpt import held, placing, registry, sections
+from ckpt import context_restore, held, placing, registry, sections
 from ckpt.dump import IMAGES, Progress
 from ckpt.errors import CkptError, RestoreError, StorageError, UnknownOutcomeError
 from ckpt.explain import explain
@@ -43,9 +43,10 @@ from ckpt.model.finding import Finding, refuse_blocked
 from ckpt.model.host import KnownGroup
 from ckpt.model.process import FileKind
 from ckpt.orphans import are_pids_taken, killed_on_failure
-from ckpt.rebuild import rebuild
+from ckpt.rebuild import Home, rebuild
 from ckpt.remap import Remapped, remap
 from ckpt.revalidate import needs_of, revalidate
+from ckpt.revalidate.context import Placing, check_answers, on_host, with_places
 from ckpt.verify import compare, misplaced
 
 _log = logging.getLogger(__name__)
@@ -200,21 +201,30 @@ def examine(
     ``beside`` is a directory that it may be unpacked in.
     """
     groups = tuple(_known(entry) for entry in registry.entries())
+    coming = Placing()
+    if checkpoint.context is not None:
+        coming = context_restore.placing(checkpoint.context)
+    own = {link.mac for network in checkpoint.networks.values() for link in network.links if link.mac}
+    own |= {one.mac for one in (checkpoint.context.places if checkpoint.context else ()) if one.mac}
+    held_by = own if moves else frozenset()
+    checkpoint = on_host(checkpoint)
     needs = needs_of(checkpoint)
+    needs = dataclasses.replace(needs, probes=(*needs.probes, *coming.probes))
     if not probe:
         needs = dataclasses.replace(needs, probes=(), gateways=())
     scratch = (beside, IMAGES, Path(tempfile.gettempdir()), registry.state_dir())
     target = host.read_target(needs, criu.version(program), groups=groups, scratch=scratch)
-    own = {link.mac for network in checkpoint.networks.values() for link in network.links if link.mac}
+    seen = with_places(target, coming)
     found = revalidate(
         checkpoint,
-        target,
+        seen,
         name=name,
         tcp_close=tcp_close,
         pages=pages,
-        held_by=own if moves else frozenset(),
+        held_by=held_by,
         replace_files=replace_files,
     )
+    found = (*found, *coming.findings, *check_answers(coming, target, held_by))
     return tuple(one for one in found if probe or one.code != "gateway-silent")
 
 
@@ -270,9 +280,7 @@ class _Restore:
                 self._backups = placing.place(self._checkpoint, images, self._undo, replace=self._replace_files)
                 self._amend(images)
                 with SignalHold() as self._hold:
-                    self._home = rebuild(
-                        self._checkpoint, self._operation, passing, self._undo, mute=self._arrival.moves
-                    )
+                    self._home = self._make_home(passing)
                     self._run_criu(images, passing)
             except UnknownOutcomeError:
                 raise
@@ -284,6 +292,13 @@ class _Restore:
         return self._report(began, findings)
 
     # -- before CRIU ---------------------------------------------------------------------------------------------
+
+    def _make_home(self, passing: contextlib.ExitStack) -> Home:
+        if self._checkpoint.context is not None:
+            return context_restore.confine(
+                self._program, self._checkpoint, self._name, self._operation, passing, self._undo
+            )
+        return rebuild(self._checkpoint, self._operation, passing, self._undo, mute=self._arrival.moves)
 
     def _extract(self, progress: Progress) -> Path:
         """CRIU's files in a directory of their own, beside the image if that can be written."""
@@ -349,7 +364,7 @@ class _Restore:
             "shell_job": self._checkpoint.criu.shell_job,
             # What is open by path is open already; CRIU would refuse it when its mode was changed meanwhile.
             "skip_file_rwx_check": True,
-            "manage_cgroups_mode": self._program.rpc.SOFT,
+            "manage_cgroups_mode": self._program.rpc.IGNORE if self._confined else self._program.rpc.SOFT,
             "inherit_fd": self._inherited,
         }
         request = criu.restore_request(self._program, options)
@@ -364,7 +379,7 @@ class _Restore:
         for file in notes.files:
             self._inherited.append({"key": file.key, "fd": passing.enter_context(_opened(file))})
         passed = [images, *(int(str(one["fd"])) for one in self._inherited)]
-        wrapper: list[str] = []
+        wrapper: list[str] = list(self._confined.wrapper) if self._confined else []
         if notes.mounts is not None:
             mounts = mntns.create(notes.mounts, self._home.netns)
             passing.callback(os.close, mounts)
@@ -397,6 +412,10 @@ class _Restore:
             self._arrival.running()
             self._release()
             self._arrival.released()
+
+    @property
+    def _confined(self) -> context_restore.ConfinedHome | None:
+        return self._home if isinstance(self._home, context_restore.ConfinedHome) else None
 
     def _release(self) -> None:
         """Let the group go.
@@ -436,6 +455,8 @@ class _Restore:
             raise RestoreError(
                 "what CRIU restored is not what the image holds", code="restore-differs", details="\n".join(wrong)
             )
+        if self._confined:
+            context_restore.settle(self._confined, self._checkpoint, restored, live)
         pids = {one.ns_pid: one.pid for one in restored}
         unconnected = self._checkpoint.criu.datagrams
         missing_names = datagrams.reconnect([dataclasses.replace(one, pid=pids[one.ns_pid]) for one in unconnected])
@@ -455,6 +476,8 @@ class _Restore:
             bridge_made=group.bridge_made,
             parent=home.parent,
             addresses=home.addresses,
+            context=self._confined.context.name if self._confined else None,
+            given=self._confined.given if self._confined else (),
             log=group.log,
             command=group.command,
             restored_from=str(self._image),
@@ -466,11 +489,13 @@ class _Restore:
     # -- after ---------------------------------------------------------------------------------------------------
 
     def _announce(self) -> None:
-        if not self._home.rooms:
+        if not self._home.rooms and not self._confined:
             return
         began = time.monotonic()
         for after in ANNOUNCE_AFTER:
             time.sleep(max(0.0, began + after - time.monotonic()))
+            if self._confined:
+                context_restore.announce(self._confined)
             for room in self._home.rooms:
                 arp.announce(room.netns, room.network)
 

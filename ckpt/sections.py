@@ -8,13 +8,22 @@ from __future__ import annotations
 from ckpt.image import Writer
 from ckpt.incoming import ImageSource
 from ckpt.model.carried import CarriedFiles
-from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group, NestedNetwork, NestedNetworks, Processes, Sockets
+from ckpt.model.checkpoint import (
+    Checkpoint,
+    ContextRecord,
+    CriuNotes,
+    Group,
+    NestedNetwork,
+    NestedNetworks,
+    Processes,
+    Sockets,
+)
 from ckpt.model.host import HostFacts
 from ckpt.model.network import Network
 
-KNOWN = ("group", "source", "criu", "processes", "sockets", "network", "nested-networks", "files")
+KNOWN = ("group", "source", "criu", "processes", "sockets", "network", "nested-networks", "context", "files")
 """All sections of this version. `network` is missing where the group lives in the host's namespace, `nested-networks`
-where it lives in one only, and `files` where no file travels along."""
+where it lives in one only, `context` where nothing confines it, and `files` where no file travels along."""
 
 
 def write(writer: Writer, checkpoint: Checkpoint) -> None:
@@ -30,6 +39,8 @@ def write(writer: Writer, checkpoint: Checkpoint) -> None:
         writer.section("nested-networks", NestedNetworks(networks=checkpoint.nested))
     if checkpoint.carried:
         writer.section("files", CarriedFiles(files=checkpoint.carried))
+    if checkpoint.context is not None:
+        writer.section("context", checkpoint.context)
 
 
 def read(reader: ImageSource) -> Checkpoint:
@@ -43,6 +54,7 @@ def read(reader: ImageSource) -> Checkpoint:
         network=reader.section("network", Network) if "network" in reader.sections else None,
         nested=_nested(reader),
         carried=reader.section("files", CarriedFiles).files if "files" in reader.sections else (),
+        context=reader.section("context", ContextRecord) if "context" in reader.sections else None,
     )
 
 

@@ -60,10 +60,10 @@ def create(path: Path) -> bool:
     return True
 
 
-def pids(path: Path) -> tuple[int, ...]:
-    """The processes in the cgroup and in those below it, zombies included; none when it is gone."""
+def pids(path: Path, *, below: bool = True) -> tuple[int, ...]:
+    """The processes in the cgroup, and in those below it, zombies included; none when it is gone."""
     found = []
-    for directory, _, _ in os.walk(path):
+    for directory in [str(path)] if not below else [name for name, _, _ in os.walk(path)]:
         try:
             found += [int(word) for word in Path(directory, "cgroup.procs").read_text().split()]
         except OSError:

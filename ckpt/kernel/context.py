@@ -167,6 +167,20 @@ def change(context: Context, members: Iterable[Member]) -> Context:
     return changed
 
 
+def set_restoring(context: Context, *, on: bool) -> None:
+    """While it is ``on``, connections may be bound beside the sockets that had accepted them, and book nothing."""
+    config = context_maps.encode_config(context, surroundings(), restoring=on)
+    with _maps(Path(context.cgroup)) as maps:
+        bpf_calls.map_update(maps["config"], CONFIG_KEY, config)
+
+
+def name_of(cgroup: str) -> str | None:
+    """The name of the context of the caller's namespace that a path within the hierarchy is in; None for none."""
+    directory = cgroup.strip("/").partition("/")[0]
+    prefix = f"{_PREFIX}{netns_cookie():x}-"
+    return directory.removeprefix(prefix) if directory.startswith(prefix) else None
+
+
 def claims() -> tuple[Claim, ...]:
     """The books of the caller's namespace."""
     with context_floor.opened() as floor:

@@ -50,12 +50,13 @@ class Scope:
     """What a lock in a shared namespace silences: addresses are plain (no prefix), ``0.0.0.0`` and ``::`` mean any.
 
     ``connections`` are (local address, local port, remote address, remote port) of TCP; ``listeners`` (address, port)
-    of TCP; ``udp_ports`` local ports.
+    of TCP; ``udp_ports`` local ports; ``datagrams`` (address, port) of UDP.
     """
 
     connections: tuple[tuple[str, int, str, int], ...] = ()
     listeners: tuple[tuple[str, int], ...] = ()
     udp_ports: tuple[int, ...] = ()
+    datagrams: tuple[tuple[str, int], ...] = ()
 
 
 class NetworkLock:
@@ -240,6 +241,11 @@ def _closing_rules(scope: Scope | None, *, mute: bool = False) -> _Rules:
         ports = ", ".join(map(str, sorted(set(scope.udp_ports))))
         inbound.append(f"udp dport {{ {ports} }} drop")
         outbound.append(f"udp sport {{ {ports} }} drop")
+    for text, port in sorted(set(scope.datagrams)):
+        address = _plain_address(text)
+        word = "ip" if address.version == 4 else "ip6"
+        inbound.append(f"{word} daddr {address} udp dport {port} drop")
+        outbound.append(f"{word} saddr {address} udp sport {port} drop")
     return _Rules(tuple(inbound), tuple(outbound), tuple(sets))
 
 

@@ -2,8 +2,9 @@
 
 `group` names what was dumped and how it was set up, `source` the host it comes from, `processes` and `sockets` what
 the group consisted of while it was frozen, `network` its namespace, `nested-networks` those that it has beside,
-`files` what of the host's files travels along, and `criu` what a restore has to tell CRIU. They are read before
-anything is touched, and they suffice to explain the image to a reader who has no CRIU.
+`context` what confined it in the host's, `files` what of the host's files travels along, and `criu` what a restore has
+to tell CRIU. They are read before anything is touched, and they suffice to explain the image to a reader who has no
+CRIU.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ckpt.model.carried import CarriedFile
+from ckpt.model.context import Member
 from ckpt.model.host import HostFacts
 from ckpt.model.network import Network
 from ckpt.model.process import Isolation, Process
@@ -129,8 +131,58 @@ class NestedNetworks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedAddress:
+    """Where the source had an address of a set: ``address`` with its prefix, on the link ``ifname``, which has ``mac``.
+
+    ``given`` says that ckpt had put it there, and took it away with the group.
+    """
+
+    address: str
+    ifname: str
+    mac: str | None = None
+    given: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Booking:
+    """A port of an address that sockets of the context had to themselves.
+
+    ``primary`` is what the kernel has them bound to: another address where they are bound to `*`, which is what
+    ``wild`` says: 1 for every address of IPv4, 2 of IPv6, 3 of both. The context's own loopback addresses are written
+    as the group knows them, 127.0.0.1 and ::1.
+    """
+
+    address: str
+    port: int
+    protocol: int
+    primary: str
+    wild: int = 0
+    sockets: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextRecord:
+    """The section `context`: the IP-set context of a group, its ``members`` in their order.
+
+    Sockets are recorded as the group's programs see them, with `*` and 127.0.0.1; ``bookings`` say what these are on
+    the host, where 127.0.0.1 and ::1 are ``loopback4`` and ``loopback6``. ``tasks`` is how many there may be at
+    once; what else limits a group is in CRIU's images.
+    """
+
+    members: tuple[Member, ...]
+    loopback4: str
+    loopback6: str
+    places: tuple[PlacedAddress, ...] = ()
+    tasks: int | None = None
+    bookings: tuple[Booking, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """All of an image but CRIU's own files. ``network`` is None for a group in the host's namespace."""
+    """All of an image but CRIU's own files. ``network`` is None for a group in the host's namespace.
+
+    ``context`` is what confined it there, if anything did.
+    """
 
     group: Group
     source: HostFacts
@@ -140,6 +192,7 @@ class Checkpoint:
     criu: CriuNotes
     nested: tuple[NestedNetwork, ...] = ()
     carried: tuple[CarriedFile, ...] = ()
+    context: ContextRecord | None = None
 
     @property
     def networks(self) -> dict[str, Network]:
