@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ckpt import registry
 from ckpt.errors import ExistsError, NetworkError, NotFoundError, RefusedError, UsageError
-from ckpt.kernel import cgroup2, context_books, context_bounds, context_sockets, outside
+from ckpt.kernel import cgroup2, context_books, context_bounds, context_sockets, outside, proc
 from ckpt.kernel import context as kernel
 from ckpt.kernel.context_sockets import ContextSocket
 from ckpt.model.context import MOST_ADDRESSES, Context, Member, merged, parse_set
@@ -74,7 +74,7 @@ def _report(context: Context) -> ContextReport:
         processes=tuple(sorted(cgroup2.pids(Path(context.cgroup)))),
         sockets=context_sockets.of(context),
         missing=kernel.missing_programs(context),
-        uncovered=kernel.cover(),
+        uncovered=kernel.cover(registry.state_dir()),
     )
 
 
@@ -104,6 +104,48 @@ def change(name: str, *, add: Sequence[str] = (), remove: Sequence[str] = (), fo
         if entry is not None and entry.context == name:
             registry.add(_with_addresses(entry, after), replace=True)
         return _report(after)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryReport:
+    """What entering did: the processes that are in the context now, and their sockets that it does not confine."""
+
+    name: str
+    processes: tuple[int, ...]
+    free: tuple[ContextSocket, ...]
+
+
+def enter(name: str, pid: int) -> EntryReport:
+    """Put a process and all below it into a context. What they make from now on is confined, what they have is not.
+
+    They keep their capabilities: a root process among them may leave again.
+    """
+    with registry.locked():
+        context = kernel.read(name)
+        path = Path(context.cgroup)
+        if registry.start_time(pid) is None:
+            raise NotFoundError(f"there is no process {pid}", code="process-missing")
+        _require_same_network(pid)
+        moved: set[int] = set()
+        # What is forked by one that was not moved yet is found by looking again.
+        while waiting := [one for one in proc.tree_pids(pid) if one not in moved]:
+            for one in waiting:
+                moved.add(one)
+                with contextlib.suppress(ProcessLookupError):
+                    cgroup2.enter(path, one)
+        here = tuple(sorted(one for one in moved if registry.start_time(one) is not None))
+        return EntryReport(name=name, processes=here, free=context_sockets.free(context, here))
+
+
+def _require_same_network(pid: int) -> None:
+    own, other = (os.stat(f"/proc/{one}/ns/net").st_ino for one in ("self", pid))
+    if own != other:
+        raise RefusedError(
+            f"process {pid} is in another network namespace",
+            code="context-namespace",
+            details="a context has addresses of this one, and refuses sockets anywhere else",
+            hint="a namespace of its own confines it already",
+        )
 
 
 def _addresses(context: Context) -> set[str]:

@@ -14,8 +14,9 @@ from ckpt.errors import UsageError
 @click.option("--add", "added", multiple=True, metavar="ADDRESS", help="Add an address, behind the others.")
 @click.option("--remove", "removed", multiple=True, metavar="ADDRESS", help="Remove an address that is not in use.")
 @click.option("--force", is_flag=True, help="Remove it though it is in use; its sockets are aborted.")
+@click.option("--enter", "pid", type=int, metavar="PID", help="Put a process and all below it into the context.")
 @common
-def command(name: str | None, added: tuple[str, ...], removed: tuple[str, ...], force: bool) -> None:
+def command(name: str | None, added: tuple[str, ...], removed: tuple[str, ...], force: bool, pid: int | None) -> None:
     """List the contexts of this host; show one with its sockets; or change its set while its group runs.
 
     Additions and removals of one command happen together or not at all.
@@ -24,7 +25,7 @@ def command(name: str | None, added: tuple[str, ...], removed: tuple[str, ...], 
     from ckpt import context
 
     if name is None:
-        if added or removed or force:
+        if added or removed or force or pid is not None:
             raise UsageError("whose set shall change?", code="usage", hint="ckpt context NAME --add ADDRESS")
         reports = context.reports()
         if settings().json:
@@ -33,6 +34,11 @@ def command(name: str | None, added: tuple[str, ...], removed: tuple[str, ...], 
         columns = ("NAME", "ADDRESSES", ">TASKS", ">SOCKETS")
         rows = [(one.name, " ".join(one.members), len(one.processes), len(one.sockets)) for one in reports]
         render.table(columns, rows)
+        return
+    if pid is not None:
+        if added or removed:
+            raise UsageError("--enter stands alone", code="usage", hint="change the set by a command of its own")
+        _enter(name, pid)
         return
     changes = bool(added or removed)
     report = context.change(name, add=added, remove=removed, force=force) if changes else context.report(name)
@@ -44,7 +50,21 @@ def command(name: str | None, added: tuple[str, ...], removed: tuple[str, ...], 
         render.warn(f"the program {section} is not attached: {name} is not confined")
     if report.uncovered:
         links = ", ".join(report.uncovered)
-        render.warn(f"datagrams from {links} reach sockets on * on their first address alone (tcx, Linux 6.6)")
+        render.warn(
+            f"datagrams from {links} reach sockets on * on their first address alone: it has neither tcx nor clsact"
+        )
+
+
+def _enter(name: str, pid: int) -> None:
+    from ckpt import context
+
+    entered = context.enter(name, pid)
+    if settings().json:
+        render.emit(entered)
+        return
+    click.echo(f"{name}: {len(entered.processes)} processes more")
+    for one in entered.free:
+        render.warn(f"not confined, because it was there before: {one}")
 
 
 def _show(report: object) -> None:

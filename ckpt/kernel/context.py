@@ -215,11 +215,11 @@ def has_floor() -> bool:
     return context_floor.is_there()
 
 
-def cover() -> tuple[str, ...]:
+def cover(directory: Path) -> tuple[str, ...]:
     """Let datagrams from every link be brought to where they belong; the links where that cannot be had."""
     with context_floor.opened() as floor:
         if floor is not None:
-            context_floor.cover(floor)
+            context_floor.cover(floor, directory / "bpf")
     return context_floor.uncovered()
 
 

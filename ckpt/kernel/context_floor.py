@@ -1,10 +1,9 @@
 """What all contexts of a network namespace stand on: the books, the listeners, and the programs that bring packets.
 
 The floor is one program at the namespace's socket lookup, for TCP, and one at the ingress of each of its links, for
-UDP, which no lookup can be told about (a kernel before 6.6 has no such place, and then datagrams reach a wildcard
-socket on its first address alone). The first is held by a link that is pinned in a BPF file system of ckpt's own; the
-others stay with their links. Nothing else is written down: whoever wants the books asks the namespace for the program
-and the program for its maps.
+UDP, which no lookup can be told about. The first is held by a link that is pinned in a BPF file system of ckpt's own;
+the others stay with their links. Nothing else is written down: whoever wants the books asks the namespace for the
+program and the program for its maps.
 
 The caller holds the registry's lock, and is in the namespace.
 """
@@ -12,7 +11,6 @@ The caller holds the registry's lock, and is in the namespace.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt.errors import UnsupportedError
-from ckpt.kernel import bpf_calls, bpf_object, cgroup2, netns, outside, syscalls
+from ckpt.kernel import bpf_calls, bpf_object, cgroup2, context_steer, netns, outside, syscalls
 from ckpt.kernel.bpf_object import KINDS
 
 _LOOKUP, _STEER = "floor/lookup", "floor/steer"
-_LOOKUP_NAME, _STEER_NAME = "ckpt_lookup", "ckpt_steer"
+_LOOKUP_NAME = "ckpt_lookup"
 MAPS = ("books", "listeners")
 
 
@@ -53,14 +51,14 @@ def ensured(directory: Path) -> Iterator[Floor]:
     """
     with opened() as found:
         if found is not None:
-            cover(found)
+            cover(found, directory)
             yield found
             return
     _make(directory)
     with opened() as found:
         if found is None:
             raise UnsupportedError("the socket lookup of contexts is not there", code="bpf-floor", hint="try again")
-        cover(found)
+        cover(found, directory)
         yield found
 
 
@@ -83,45 +81,29 @@ def _make(directory: Path) -> None:
         bpf_calls.pin(link, str(pin))
 
 
-def cover(floor: Floor) -> tuple[str, ...]:
-    """See to it that datagrams from every link are brought; the links that it was missing from."""
-    links = tuple(link for link in outside.links() if _attached_steer(link.ifindex) is None)
+def cover(floor: Floor, directory: Path) -> None:
+    """See to it that datagrams from every link are brought."""
+    links = tuple(link for link in outside.links() if not context_steer.is_attached(link.ifindex))
     if not links:
-        return ()
+        return
     program = bpf_object.built().load(_STEER, {"books": floor.books})
-    covered = []
     try:
         for link in links:
-            try:
-                bpf_calls.prog_attach(link.ifindex, program, KINDS[_STEER].attach)
-                covered.append(link.ifname)
-            except OSError as error:
-                if error.errno == errno.EINVAL:
-                    break  # before Linux 6.6
-                if error.errno != errno.ENODEV:
-                    raise
+            context_steer.attach(link.ifindex, program, directory.parent)
     finally:
         os.close(program)
-    return tuple(covered)
 
 
 def uncovered() -> tuple[str, ...]:
     """The links from which datagrams for wildcard sockets come through on their first address alone."""
-    return tuple(link.ifname for link in outside.links() if _attached_steer(link.ifindex) is None)
+    return tuple(link.ifname for link in outside.links() if not context_steer.is_attached(link.ifindex))
 
 
 def remove(directory: Path) -> bool:
     """Take the floor of the caller's namespace away; whether anything of it was there."""
     removed = False
     for link in outside.links():
-        program = _attached_steer(link.ifindex)
-        if program is not None:
-            descriptor = bpf_calls.prog_by_id(program)
-            try:
-                bpf_calls.prog_detach(link.ifindex, descriptor, KINDS[_STEER].attach)
-                removed = True
-            finally:
-                os.close(descriptor)
+        removed |= context_steer.detach(link.ifindex, directory.parent)
     space = netns.open_own()
     try:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -140,7 +122,7 @@ def is_there() -> bool:
     with _attached_lookup() as program:
         if program is not None:
             return True
-    return any(_attached_steer(link.ifindex) is not None for link in outside.links())
+    return any(context_steer.is_attached(link.ifindex) for link in outside.links())
 
 
 def maps_of(program: int, stack: ExitStack) -> dict[str, int]:
@@ -175,11 +157,6 @@ def _attached_lookup() -> Iterator[int | None]:
             yield program
     finally:
         os.close(space)
-
-
-def _attached_steer(ifindex: int) -> int | None:
-    with attached(ifindex, KINDS[_STEER].attach, _STEER_NAME) as program:
-        return None if program is None else bpf_calls.prog_info(program).id
 
 
 def _pin_name(space: int) -> str:

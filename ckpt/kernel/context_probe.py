@@ -5,8 +5,10 @@ is attached to a namespace that is thrown away. Nothing of the host is touched.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from ckpt.errors import CkptError
-from ckpt.kernel import bpf_calls, bpf_object, cgroup2, context, netns
+from ckpt.kernel import bpf_calls, bpf_object, cgroup2, context, context_steer, netns
 from ckpt.kernel.bpf_object import KINDS
 
 _INSTRUCTION = struct.Struct("=BBhi")
@@ -51,7 +53,7 @@ def features() -> Iterator[Feature]:
             if section != _STEER:
                 yield _tried(f"programs of {section}", KINDS[section].since, partial(_try_load, section, maps))
         yield _tried("programs at the socket lookup", KINDS[_LOOKUP].since, partial(_try_lookup, maps))
-        yield _tried("programs at the ingress of links (tcx)", "6.6", partial(_try_steer, maps), needed=False)
+        yield _tried("programs at the ingress of links (tcx or clsact)", "6.6", partial(_try_steer, maps), needed=False)
 
 
 def is_delegated() -> bool:
@@ -102,8 +104,9 @@ def _try_steer(maps: dict[str, int]) -> None:
     with _thrown_away() as space, ExitStack() as stack:
         program = bpf_object.built().load(_STEER, maps)
         stack.callback(os.close, program)
-        with netns.entered(space):
-            bpf_calls.prog_attach(_LO, program, KINDS[_STEER].attach)
+        with netns.entered(space), tempfile.TemporaryDirectory() as notes:
+            if not context_steer.attach(_LO, program, Path(notes)):
+                raise OSError(errno.EOPNOTSUPP, "the kernel has neither")
 
 
 @contextlib.contextmanager

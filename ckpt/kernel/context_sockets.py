@@ -6,10 +6,14 @@ destroyed (SOCK_DESTROY, CONFIG_INET_DIAG_DESTROY): its owner gets ECONNABORTED,
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import socket
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from ckpt.errors import UnsupportedError
 from ckpt.kernel.diag import SOCK_DIAG_BY_FAMILY, TCP_STATES
@@ -26,6 +30,7 @@ _MESSAGE = struct.Struct("=BBBB")
 _ID = struct.Struct("!HH16s16s")
 _ID_SIZE = 48
 _HEADER_SIZE = 72
+_SOCKET = re.compile(r"socket:\[(\d+)\]")
 _NAMES = {IPPROTO_TCP: "tcp", IPPROTO_UDP: "udp"}
 
 
@@ -48,17 +53,39 @@ class ContextSocket:
 
 def of(context: Context) -> tuple[ContextSocket, ...]:
     """The sockets that were made in the context, in the caller's network namespace."""
-    numbers = {os.stat(directory).st_ino for directory, _, _ in os.walk(context.cgroup)}
-    found = []
+    numbers = _cgroups(context)
+    return tuple(one for number, one in _all() if number in numbers)
+
+
+def free(context: Context, pids: Iterable[int]) -> tuple[ContextSocket, ...]:
+    """The TCP and UDP sockets that processes hold and that were not made in the context: it does not confine them."""
+    numbers = _cgroups(context)
+    held = {inode for pid in pids for inode in _sockets_of(pid)}
+    return tuple(one for number, one in _all() if one.inode in held and number not in numbers)
+
+
+def _cgroups(context: Context) -> set[int]:
+    return {os.stat(directory).st_ino for directory, _, _ in os.walk(context.cgroup)}
+
+
+def _sockets_of(pid: int) -> Iterator[int]:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found = _SOCKET.fullmatch(str(entry.readlink()))
+                if found is not None:
+                    yield int(found[1])
+
+
+def _all() -> Iterator[tuple[int, ContextSocket]]:
+    """Every socket of the caller's network namespace, with the number of the cgroup that it was made in."""
     with Netlink(_SOCK_DIAG) as kernel:
         for family in (socket.AF_INET, socket.AF_INET6):
             for protocol in (IPPROTO_TCP, IPPROTO_UDP):
                 asked = _REQUEST.pack(family, protocol, 0, _ALL_STATES) + bytes(_ID_SIZE)
                 for _, body in kernel.dump(SOCK_DIAG_BY_FAMILY, asked):
                     attributes = parse(body, _HEADER_SIZE)
-                    if number(attributes.get(_INET_DIAG_CGROUP_ID, b"\0" * 8)) in numbers:
-                        found.append(_decode(body, protocol))
-    return tuple(found)
+                    yield number(attributes.get(_INET_DIAG_CGROUP_ID, bytes(8))), _decode(body, protocol)
 
 
 def _decode(body: bytes, protocol: int) -> ContextSocket:

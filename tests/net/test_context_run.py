@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from ckpt import clean, context, registry, run
 from ckpt.errors import CkptError, ExistsError, NotFoundError, RefusedError, UsageError
 from ckpt.kernel import bpf_calls, cgroup2, context_floor, enter, outside
 from ckpt.kernel import context as kernel
+from ckpt.kernel.bpf_object import KINDS
 from ckpt.kernel.proc import tree_pids
 from ckpt.model.context import Limits
 from ckpt.model.groupspec import GroupSpec
@@ -26,7 +28,7 @@ from ckpt.model.process import Isolation
 from ckpt.registry import GroupEntry
 from ckpt.stop import stop_group
 from tests.conftest import random_name
-from tests.net import context_lab
+from tests.net import context_lab, spaces
 from tests.net.context_lab import Agent, Lab, ip
 
 CKPT = (sys.executable, "-c", "from ckpt.cli.main import main; main()")
@@ -216,6 +218,61 @@ def test_failure_at_any_step_leaves_nothing(
     assert not context.has_floor()
 
 
+@pytest.mark.parametrize("had_clsact", [False, True])
+def test_kernel_without_tcx_steers_by_filters(place: Lab, had_clsact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    attach, query = bpf_calls.prog_attach, bpf_calls.prog_query
+
+    def old_attach(target: int, program: int, attach_type: int, flags: int = 0) -> None:
+        if attach_type == KINDS["floor/steer"].attach:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        attach(target, program, attach_type, flags)
+
+    def old_query(target: int, attach_type: int) -> tuple[int, ...]:
+        return () if attach_type == KINDS["floor/steer"].attach else query(target, attach_type)
+
+    monkeypatch.setattr(bpf_calls, "prog_attach", old_attach)
+    monkeypatch.setattr(bpf_calls, "prog_query", old_query)
+    if had_clsact:
+        spaces.shell("tc qdisc add dev eth0 clsact")
+    entry = run.start_group(spec(*python(ECHO), addresses=(FIRST, SECOND)))
+    eventually(lambda: "ready" in log_of(entry))
+    peer = place.at_peer()
+    for address in (FIRST, SECOND):
+        peer.do(f"c = socket.socket(type=socket.SOCK_DGRAM); c.sendto(b'word', ({address!r}, 7))")
+        assert peer.do("c.recv(9)") == "word"
+    assert "ckpt_steer" in spaces.shell("tc filter show dev eth0 ingress")
+    assert context.report(entry.name).uncovered == ()
+    stop_group(entry.name)
+    assert spaces.shell("tc filter show dev eth0 ingress") == ""
+    assert ("clsact" in spaces.shell("tc qdisc show dev eth0")) is had_clsact
+
+
+ECHO = (
+    "import socket\n"
+    "s = socket.socket(type=socket.SOCK_DGRAM)\n"
+    "s.bind(('', 7))\n"
+    "print('ready', flush=True)\n"
+    "while True:\n"
+    "    data, peer = s.recvfrom(99)\n"
+    "    s.sendto(data, peer)\n"
+)
+
+
+def test_link_that_comes_later_is_seen_to_when_contexts_are_listed(place: Lab) -> None:
+    entry = run.start_group(spec(*python(ECHO), addresses=(FIRST, SECOND)))
+    eventually(lambda: "ready" in log_of(entry))
+    spaces.shell(f"ip link add late0 type veth peer name late1 netns {spaces.path(place.peer)}; ip link set late0 up")
+    spaces.shell("ip addr add 10.66.0.2/24 dev late1; ip link set late1 up", place.peer)
+    spaces.shell("ip addr add 10.66.0.1/24 dev late0")
+    spaces.shell(f"ip route add {SECOND}/32 via 10.66.0.1", place.peer)
+    spaces.settle(place.host)
+    assert context.report(entry.name).uncovered == ()
+    peer = place.at_peer()
+    peer.do(f"c = socket.socket(type=socket.SOCK_DGRAM); c.bind(('10.66.0.2', 0)); c.sendto(b'word', ({SECOND!r}, 7))")
+    assert peer.do("c.recvfrom(9)[0]") == "word"
+    spaces.shell("ip link delete late0")
+
+
 # -- ports -------------------------------------------------------------------------------------------------------------
 
 
@@ -390,6 +447,29 @@ def test_command_lists_shows_and_changes(place: Lab) -> None:
     assert said(entry.name, "--add", SECOND, "--remove", FIRST6)["members"] == [f"{FIRST}/24", f"{SECOND}/24"]
     text = subprocess.run([*CKPT, "context", entry.name], capture_output=True, text=True, check=True).stdout
     assert f"{FIRST}:80" in text
+
+
+def test_entered_process_is_confined_but_for_the_sockets_it_had(place: Lab) -> None:
+    entry, agent = run.start_group(spec()), place.unconfined()
+    agent.do(f"import subprocess; old = socket.create_server(({OTHER!r}, 80))")
+    agent.do("child = subprocess.Popen(['sleep', '1000'])")
+    try:
+        report = context.enter(entry.name, agent.pid)
+        assert set(report.processes) == {agent.pid, agent.do("child.pid")}
+        assert [str(one) for one in report.free] == [f"tcp listen {OTHER}:80"]
+        assert set(context.report(entry.name).processes) >= set(report.processes)
+        agent.do("s = socket.socket()")
+        assert agent.fails(f"s.bind(({SECOND!r}, 80))") == "EADDRNOTAVAIL"
+        assert agent.fails(f"s.bind(({FIRST!r}, 80))") == ""
+    finally:
+        agent.do("child.kill(); child.wait()")
+
+
+def test_process_of_another_namespace_cannot_enter(place: Lab) -> None:
+    entry, peer = run.start_group(spec()), place.at_peer()
+    with pytest.raises(RefusedError) as caught:
+        context.enter(entry.name, peer.pid)
+    assert caught.value.code == "context-namespace"
 
 
 # -- what a crash leaves -----------------------------------------------------------------------------------------------

@@ -297,7 +297,9 @@ INLINE int is_nth(const struct config *c, __u32 flags, __u32 n, struct key *key)
 
 INLINE void give_back_all(const struct config *c, const struct state *s, struct key *key, __u32 count) {
 #pragma clang loop unroll(disable)
-    for (__u32 n = 0; n < MOST; n++) {
+    for (__u32 next = 0; next < MOST;) {
+        /* Counted first: older verifiers (Linux 6.1) want the way back to be a jump. */
+        __u32 n = next++;
         if (n >= count)
             break;
         if (is_nth(c, s->flags, n, key))
@@ -510,13 +512,13 @@ SEC("cgroup/sock_release") int sock_release(struct bpf_sock *ctx) {
         return 1;
     key.port = s->port;
     key.protocol = ctx->protocol;
-    if (s->flags & WILD) {
-        give_back_all(c, s, &key, c->count);
-    } else {
+    s->flags &= ~BOOKED;
+    if (!(s->flags & WILD)) {
         key.address = s->primary;
         give_back(&key, c->id);
+        return 1;
     }
-    s->flags &= ~BOOKED;
+    give_back_all(c, s, &key, c->count);
     return 1;
 }
 
@@ -539,7 +541,7 @@ SEC("cgroup/sock_create") int sock_create(struct bpf_sock *ctx) {
 }
 
 SEC("cgroup/setsockopt") int setsockopt(struct bpf_sockopt *ctx) {
-    int *value = ctx->optval;
+    __u8 *value = ctx->optval; /* byte by byte: where it lies may not be aligned */
     struct state *s;
     __u32 on = 0, off = 0;
     if (ctx->level == 41 /* IPPROTO_IPV6 */ && ctx->optname == 26 /* IPV6_V6ONLY */) {
@@ -549,10 +551,10 @@ SEC("cgroup/setsockopt") int setsockopt(struct bpf_sockopt *ctx) {
                (ctx->level == 0 && ctx->optname == 8 /* IP_PKTINFO */)) {
         on = PKTINFO;
     }
-    if (on && (void *)(value + 1) <= ctx->optval_end && ctx->sk) {
+    if (on && (void *)(value + 4) <= ctx->optval_end && ctx->sk) {
         s = state_of(ctx->sk);
         if (s)
-            s->flags = (s->flags & ~(on | off)) | (*value ? on : off);
+            s->flags = (s->flags & ~(on | off)) | (value[0] | value[1] | value[2] | value[3] ? on : off);
     }
     if (ctx->optlen > 4096)
         ctx->optlen = 0; /* the kernel takes the caller's own buffer */
