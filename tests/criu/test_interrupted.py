@@ -74,7 +74,7 @@ def test_dump_signal_before_the_commit_undoes_all(survivor: Survivor, point: str
     ("point", "name"),
     [
         ("return ckpt.image.extraction:_create", "INT"),
-        ("return ckpt.kernel.apply:_Applier._set_addresses", "TERM"),
+        ("return ckpt.kernel.apply_routes:RouteMaker.set_addresses", "TERM"),
         (f"return {_RESTORE}._notify[setup-namespaces]", "INT"),
         (f"return {_RESTORE}._verify", "TERM"),
         ("return ckpt.registry:add", "HUP"),

@@ -348,7 +348,7 @@ def differ(*_: object, **__: object) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("where", "what", "code"),
     [
-        ("ckpt.kernel.apply._Applier._make_across", fail, "test-failure"),
+        ("ckpt.kernel.apply_links.LinkMaker._make_across", fail, "test-failure"),
         ("ckpt.kernel.apply._Applier._settle_sysctls", fail, "test-failure"),
         ("ckpt.restore.compare", differ, "restore-differs"),
         ("ckpt.restore.misplaced", differ, "restore-differs"),

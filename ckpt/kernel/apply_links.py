@@ -1,0 +1,236 @@
+"""Carry out the steps of a plan that are about links: make them, join and adjust them, bring them up.
+
+A link is made in the namespace where what it stands on is, and moved. When all are made, they are read again, and what
+the kernel did not take is an error. The outside end of a pair is undone by the caller's stack.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from ckpt import plan
+from ckpt.errors import NetworkError
+from ckpt.kernel import ethtool, rtnl_bond, rtnl_links, rtnl_routes, rtnl_taken, tun
+from ckpt.kernel.apply_target import Target, naming
+from ckpt.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, KernelRefusal, Netlink
+from ckpt.kernel.netns import open_own
+from ckpt.kernel.rtnl_links import LinkReader
+from ckpt.model.network import PAIRED, Address, Counterpart, Link, Place
+
+_CARRIERS = 1.5
+
+
+class LinkMaker:
+    """Makes the links of one namespace."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    def make_link(self, step: plan.MakeLink) -> None:
+        """Make a link, and its peer."""
+        link, peer = step.link, step.peer
+        other = link.counterpart
+        outside = f" with {other.ifname} outside" if other and other.place is Place.CALLER and other.ifname else ""
+        with naming("link-refused", f"link {link.ifname} of kind {link.kind}{outside}"):
+            if link.kind == "tun":
+                tun.make(self._target.netns, link)
+            elif step.from_outside:
+                self._make_on(self._target.outside, link, 0)
+            elif other is None or other.place is Place.INSIDE:
+                lower = (
+                    0 if peer is not None or other is None else self._target.indices.get(other.ifname, other.ifindex)
+                )
+                if peer is not None:
+                    rtnl_links.make_pair(self._target.inside, link, peer, self._target.netns)
+                else:
+                    rtnl_links.make(self._target.inside, link, lower=lower)
+            elif other.place is Place.ELSEWHERE:
+                self._make_across(link, other, peer)
+            else:
+                self._make_to_caller(link, other)
+        for one in (link, peer) if peer else (link,):
+            # An index that is asked for is had, or the link is refused.
+            made = None if one.ifindex else rtnl_links.read_one(self._target.inside, ifname=one.ifname)
+            self._target.indices[one.ifname] = made.index if made else one.ifindex
+
+    def _make_to_caller(self, link: Link, other: Counterpart) -> None:
+        """Make a link whose counterpart is in the caller's namespace; asked for from inside, see ``_make_across``."""
+        own = open_own()
+        try:
+            if link.kind in PAIRED:
+                # The host chooses the index of its own end, but for a netkit that is made from there: without an index
+                # of that end it disregards ours (netkit_new_link, drivers/net/netkit.c).
+                chosen = max(rtnl_links.read_raw(self._target.outside)) + 1 if rtnl_links.is_second(link) else 0
+                rtnl_links.make_pair(self._target.inside, link, replace(other, ifindex=chosen), own)
+            else:
+                self._make_on(
+                    self._target.outside, link, self._outside_index(other.ifname, f"{link.ifname} stands on it")
+                )
+        finally:
+            os.close(own)
+
+    def _make_on(self, there: Netlink, link: Link, lower: int) -> None:
+        """Make a link on ``lower`` (or 0), which lies in the namespace of ``there``, and move it inside.
+
+        A link that stands on another is made where that one is, whatever is asked for, and its index must be free there
+        as well; only a move gives it the one it shall have (IFLA_NEW_IFINDEX, Linux 5.13, eeb85a14ee34).
+        """
+        passing = f"ckpt{secrets.token_hex(4)}"
+        rtnl_links.make(there, replace(link, ifname=passing, ifindex=0), lower=lower)
+        made = rtnl_links.read_one(there, ifname=passing)
+        if made is None:
+            raise NetworkError(f"the link {link.ifname} was taken away while it was made", code="link-missing")
+        try:
+            rtnl_links.move(there, made.index, self._target.netns, ifname=link.ifname, new_ifindex=link.ifindex)
+        except KernelRefusal:
+            rtnl_links.delete(there, made.index)
+            raise
+
+    def _make_across(self, link: Link, other: Counterpart, peer: Link | None) -> None:
+        """Make a link whose counterpart is in another namespace of the group.
+
+        Asked for from inside: older kernels look for a link of its name and index where the request comes from.
+        """
+        there = self._target.spaces[other.netns]
+        if link.kind in PAIRED and peer is not None:
+            rtnl_links.make_pair(self._target.inside, link, peer, there)
+            return
+        with Netlink(netns=there) as connection:
+            lower = rtnl_links.read_one(connection, ifname=other.ifname) if other.ifname else None
+            if lower is None and other.ifname:
+                raise NetworkError(f"there is no link {other.ifname} in the other namespace", code="link-missing")
+            self._make_on(connection, link, lower.index if lower else other.ifindex)
+
+    def _outside_index(self, ifname: str, why: str) -> int:
+        found = rtnl_links.read_one(self._target.outside, ifname=ifname)
+        if found is not None:
+            return found.index
+        raise NetworkError(
+            f"there is no link {ifname} here",
+            code="link-missing",
+            details=why,
+            hint="make it, or name another that takes its place",
+        )
+
+    def place_counterpart(self, link: Link) -> None:
+        """Have the outside end of a pair stand as the record of it says."""
+        other = link.counterpart
+        if other is None:
+            return
+        here = rtnl_links.read_one(self._target.inside, ifindex=self._target.indices[link.ifname])
+        outside = rtnl_links.read_one(self._target.outside, ifindex=here.link) if here else None
+        if outside is None:
+            raise NetworkError(f"the outside end of {link.ifname} has gone", code="link-missing")
+        index = outside.index
+        self._target.undo.callback(_delete_outside, index, outside.ifname)
+        with naming("link-refused", f"outside end of {link.ifname}, {other.ifname},", "set up"):
+            if other.master:
+                master = self._outside_index(other.master, f"{other.ifname} is a port of it")
+                rtnl_links.enslave(self._target.outside, index, master)
+            for address in other.addresses:
+                if address.scope != "link":
+                    body = rtnl_routes.encode_address(address, {address.ifname: index})
+                    self._target.outside.request(rtnl_routes.RTM_NEWADDR, body, NLM_F_CREATE | NLM_F_REPLACE)
+            if other.up:
+                rtnl_links.set_up(self._target.outside, index)
+
+    def adjust_links(self, step: plan.AdjustLinks) -> None:
+        """Have links keep what is recorded, and see whether they do."""
+        now = self._links()
+        for link in step.links:
+            with naming("link-refused", f"link {link.ifname}", "set up"):
+                master = now.get(link.master)
+                rtnl_links.change(
+                    self._target.inside, now[link.ifname], link, master_kind=master.kind if master else ""
+                )
+        ethtool.adjust(self._target.netns, step.links, self._target.indices)
+        if step.joined:
+            self._compare_links(step.links)
+
+    def _compare_links(self, links: Sequence[Link]) -> None:
+        now = self._links()
+        for link in links:
+            if link.fallback and not link.up:
+                continue  # nobody uses it, and what it is depends on the kernel
+            master = now.get(link.master)
+            kind = master.kind if master else ""
+            if lines := list(rtnl_taken.untaken(link, now[link.ifname], master_kind=kind)):
+                raise NetworkError(
+                    f"the kernel did not make the link {link.ifname} as it was",
+                    code="link-differs",
+                    details="; ".join(lines),
+                    hint="restore on a newer kernel, or change the link back before the dump",
+                )
+
+    def _links(self) -> dict[str, Link]:
+        found = LinkReader(self._target.learn(), caller={}, caller_nsid=-1).links()
+        return {link.ifname: link for link in found}
+
+    def bring_up(self, step: plan.BringUp) -> None:
+        """Bring a link up."""
+        with naming("link-refused", f"link {step.link.ifname}", "bring up"):
+            try:
+                rtnl_links.set_up(self._target.inside, self._target.indices[step.link.ifname])
+            except KernelRefusal as error:
+                if error.errno != errno.EADDRNOTAVAIL or step.source is None:
+                    raise
+                with self._lent(step.source):
+                    rtnl_links.set_up(self._target.inside, self._target.indices[step.link.ifname])
+
+    @contextlib.contextmanager
+    def _lent(self, address: Address) -> Iterator[None]:
+        """For the time of the block, ``address``; links come up before they get their own."""
+        body = rtnl_routes.encode_address(address, self._target.indices)
+        self._target.inside.request(rtnl_routes.RTM_NEWADDR, body, NLM_F_CREATE | NLM_F_EXCL)
+        try:
+            yield
+        finally:
+            self._target.inside.request(rtnl_routes.RTM_DELADDR, body)
+
+    def enslave(self, step: plan.Enslave) -> None:
+        """Make a link a port of its master."""
+        with naming("link-master", f"link {step.ifname} a port of {step.master}"):
+            self._join(step)
+
+    def _join(self, step: plan.Enslave) -> None:
+        for ifname in step.below:
+            rtnl_links.set_up(self._target.inside, self._target.indices[ifname])
+        if step.below:
+            # A VLAN comes up with the link below it, and no bond takes a link that is up.
+            rtnl_links.set_down(self._target.inside, self._target.indices[step.ifname])
+        rtnl_links.enslave(self._target.inside, self._target.indices[step.ifname], self._target.indices[step.master])
+
+    def take_down(self, link: Link) -> None:
+        """Take a link down."""
+        with naming("link-refused", f"link {link.ifname}", "take down"):
+            rtnl_links.set_down(self._target.inside, self._target.indices[link.ifname])
+
+    def choose_active(self, link: Link) -> None:
+        """Have the bond use the port that it used; when that gets no carrier in time, it goes on with its own choice.
+
+        It takes notice of carriers at intervals, and a port without one it refuses.
+        """
+        deadline = time.monotonic() + _CARRIERS
+        while time.monotonic() < deadline:
+            try:
+                rtnl_links.set_options(
+                    self._target.inside, self._target.indices[link.ifname], link, (rtnl_bond.ACTIVE,)
+                )
+                return
+            except KernelRefusal:
+                time.sleep(0.01)
+
+
+def _delete_outside(index: int, ifname: str) -> None:
+    """Undo: the end of the pair that is in the caller's namespace goes, unless the pair has gone already."""
+    with Netlink() as outside:
+        raw = rtnl_links.read_one(outside, ifindex=index)
+        if raw is not None and raw.ifname == ifname and raw.kind in PAIRED:
+            with contextlib.suppress(KernelRefusal):
+                rtnl_links.delete(outside, index)

@@ -1,0 +1,189 @@
+"""Carry out the steps of a plan that are about addresses and ways: addresses, next hops, routes, rules, neighbours.
+
+The kernel makes some of them by itself, a moment later and in workers: that is waited for, so that what is missing and
+what is too much is found out about something that stays as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+from ckpt import plan
+from ckpt.errors import NetworkError
+from ckpt.kernel import rtnl, rtnl_labels, rtnl_links, rtnl_nexthops, rtnl_routes
+from ckpt.kernel.apply_target import Target, naming
+from ckpt.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, KernelRefusal
+from ckpt.model.network import Address, Route
+
+_SETTLING = 5.0
+_CARRIERS = 1.5
+
+
+class RouteMaker:
+    """Gives the links of one namespace addresses, and the namespace its routes."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    def _await_carriers(self) -> None:
+        """Wait until the kernel's worker has told IPv6 of every carrier; the routes that come of it would come later.
+
+        It looks at once at links that stand on others and within a second at all; a link that stays dormant is not
+        waited for any longer.
+        """
+        deadline = time.monotonic() + _CARRIERS
+        while any(link.unpropagated for link in rtnl_links.read_raw(self._target.inside).values()):
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.002)
+
+    def set_addresses(self, step: plan.SetAddresses) -> None:
+        """Add the addresses that are missing, and take away what is too much."""
+        self._await_carriers()
+        now = rtnl.read_addresses(self._target.inside, self._target.names())
+        extra, missing = plan.difference(step.addresses, now, only=step.only)
+        for address in extra:
+            with naming("address-refused", f"address {address.address} of {address.ifname}", "remove"):
+                self._target.inside.request(
+                    rtnl_routes.RTM_DELADDR, rtnl_routes.encode_address(address, self._target.indices)
+                )
+        added = plan.order_addresses(missing)
+        bodies = (rtnl_routes.encode_address(address, self._target.indices) for address in added)
+        flags = NLM_F_CREATE | NLM_F_REPLACE
+        said = self._target.inside.requests([(rtnl_routes.RTM_NEWADDR, body, flags) for body in bodies])
+        for address, refusal in zip(added, said, strict=True):
+            if refusal is not None:
+                with naming("address-refused", f"address {address.address} of {address.ifname}", "add"):
+                    raise refusal
+        if any(":" in address.address for address in missing):
+            self._await_addresses(missing)
+
+    def _await_addresses(self, added: Sequence[Address]) -> None:
+        """Wait until the kernel has finished with IPv6 addresses, which it does a moment later, in a worker."""
+        deadline = time.monotonic() + _SETTLING
+        while rtnl.has_tentative(self._target.inside):
+            if time.monotonic() > deadline:
+                raise NetworkError(
+                    "IPv6 addresses stay tentative",
+                    code="address-tentative",
+                    details=", ".join(address.address for address in added if ":" in address.address),
+                )
+            time.sleep(0.001)
+        # The worker holds the lock that this waits for, until the address's own route is there too.
+        rtnl_links.touch(self._target.inside, self._target.indices["lo"])
+
+    def set_nexthops(self, step: plan.SetNexthops) -> None:
+        """Make the next hops that routes name by number."""
+        for nexthop in step.nexthops:
+            with naming("nexthop-refused", f"nexthop object {nexthop.id}", "make"):
+                try:
+                    rtnl_nexthops.make(self._target.inside, nexthop, self._target.indices)
+                except KernelRefusal as error:
+                    if not _is_unreachable(error) or not nexthop.gateway:
+                        raise
+                    with self._gateways_on_link([(nexthop.gateway, nexthop.ifname)]):
+                        rtnl_nexthops.make(self._target.inside, nexthop, self._target.indices)
+
+    def set_label_routes(self, step: plan.SetLabelRoutes) -> None:
+        """Add the routes of labels."""
+        for route in step.routes:
+            with naming("route-refused", f"route of label {route.label}", "add"):
+                rtnl_labels.make(self._target.inside, route, self._target.indices)
+
+    def set_routes(self, step: plan.SetRoutes) -> None:
+        """Add the routes that are missing, and take away what is too much."""
+        extra, missing = self._await_own_routes(step)
+        for routes in plan.apart(plan.order_routes(missing)):
+            said = self._target.inside.requests([self._route_message(route) for route in routes])
+            for route, refusal in zip(routes, said, strict=True):
+                if refusal is not None:
+                    # Asked again by itself: another that was refused may have been what it needs.
+                    with naming("route-refused", f"route to {route.destination} in table {route.table}", "add"):
+                        self._add_route(route, gateway_was_there=step.only)
+        for route in extra:
+            with naming("route-refused", f"route to {route.destination} in table {route.table}", "remove"):
+                self._target.request_unless_gone(
+                    rtnl_routes.RTM_DELROUTE, rtnl_routes.encode_route(route, self._target.indices), errno.ESRCH
+                )
+
+    def _await_own_routes(self, step: plan.SetRoutes) -> tuple[tuple[Route, ...], tuple[Route, ...]]:
+        """What is too much and what is missing, once the kernel has made its own routes for IPv6 addresses.
+
+        It makes them in a worker (addrconf_dad_work), also for an address without detection, and with a metric of 0,
+        which nobody else can give: such a route is waited for and not added in its stead.
+        """
+        deadline = time.monotonic() + _SETTLING
+        while True:
+            now = rtnl.read_routes(self._target.inside, self._target.names(), [])
+            extra, missing = plan.difference(step.routes, now, only=step.only)
+            if time.monotonic() > deadline or not any(plan.is_kernels_own(route) for route in missing):
+                return extra, missing
+            time.sleep(0.002)
+
+    def _route_message(self, route: Route) -> tuple[int, bytes, int]:
+        # IPv4 tells routes to one destination apart only when they are appended; for IPv6 that is the rule anyway.
+        flags = NLM_F_CREATE | (NLM_F_APPEND if route.family == 4 else 0)
+        return rtnl_routes.RTM_NEWROUTE, rtnl_routes.encode_route(route, self._target.indices), flags
+
+    def _add_route(self, route: Route, *, gateway_was_there: bool) -> None:
+        message = self._route_message(route)
+        try:
+            self._target.inside.request(*message)
+        except KernelRefusal as error:
+            if error.errno == errno.EEXIST and self._is_there(route):
+                return  # one of the kernel's own, which it makes for an address some time after it
+            if not gateway_was_there or not _is_unreachable(error) or not self._gateways(route):
+                raise
+            with self._gateways_on_link(self._gateways(route)):
+                self._target.inside.request(*message)
+
+    def _is_there(self, route: Route) -> bool:
+        now = rtnl.read_routes(self._target.inside, self._target.names(), [])
+        return not plan.difference((route,), now, only=True)[1]
+
+    @staticmethod
+    def _gateways(route: Route) -> list[tuple[str, str]]:
+        hops = [(route.gateway, route.ifname), *((hop.gateway, hop.ifname) for hop in route.nexthops)]
+        return [(gateway, ifname) for gateway, ifname in hops if gateway and ifname]
+
+    @contextlib.contextmanager
+    def _gateways_on_link(self, gateways: Sequence[tuple[str, str]]) -> Iterator[None]:
+        """For the time of the block, routes to the gateways: the one they were once resolved by has since gone."""
+        with ExitStack() as temporary:
+            for gateway, ifname in gateways:
+                prefix = f"{gateway}/{128 if ':' in gateway else 32}"
+                near = Route(
+                    destination=prefix, ifname=ifname, scope="global" if ":" in gateway else "link", priority=1
+                )
+                body = rtnl_routes.encode_route(near, self._target.indices)
+                with contextlib.suppress(KernelRefusal):
+                    self._target.inside.request(rtnl_routes.RTM_NEWROUTE, body, NLM_F_CREATE | NLM_F_EXCL)
+                    temporary.callback(self._target.request_unless_gone, rtnl_routes.RTM_DELROUTE, body, errno.ESRCH)
+            yield
+
+    def set_rules(self, step: plan.SetRules) -> None:
+        """Add the rules that are missing, and take away what is too much."""
+        extra, missing = plan.difference(step.rules, rtnl.read_rules(self._target.inside, []), only=step.only)
+        for rule in missing:
+            with naming("rule-refused", f"IPv{rule.family} rule {rule.priority}", "add"):
+                self._target.inside.request(
+                    rtnl_routes.RTM_NEWRULE, rtnl_routes.encode_rule(rule), NLM_F_CREATE | NLM_F_EXCL
+                )
+        for rule in extra:
+            with naming("rule-refused", f"IPv{rule.family} rule {rule.priority}", "remove"):
+                self._target.inside.request(rtnl_routes.RTM_DELRULE, rtnl_routes.encode_rule(rule))
+
+    def set_neighbours(self, step: plan.SetNeighbours) -> None:
+        """Set the neighbours and proxies."""
+        for neighbour in step.neighbours:
+            with naming("neighbour-refused", f"neighbour {neighbour.address} on {neighbour.ifname}", "add"):
+                body = rtnl_routes.encode_neighbour(neighbour, self._target.indices)
+                self._target.inside.request(rtnl_routes.RTM_NEWNEIGH, body, NLM_F_CREATE | NLM_F_REPLACE)
+
+
+def _is_unreachable(error: KernelRefusal) -> bool:
+    return error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL)
