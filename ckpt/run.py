@@ -45,7 +45,7 @@ MINIMAL_ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 }
 
-_FAILURES = ("[FATAL tini", "setpriv: ")
+_FAILURES = ("[FATAL tini", "setpriv: ", "/usr/bin/env: ")
 
 # tini's own statuses for a command that it cannot execute, as a shell's.
 _NOT_EXECUTED = (126, 127)
@@ -120,10 +120,13 @@ def _start(spec: GroupSpec, on_pid: Callable[[int], None]) -> tuple[GroupEntry, 
         log_path, log = _open_log(spec.name)
         undo.callback(os.close, log)
         log_start = os.fstat(log).st_size
-        dropping = context_bounds.dropping(confined.bounds) if confined else ()
+        dropping: tuple[str, ...] = ()
+        environment = spec.environment
+        if confined:
+            dropping, environment = context_bounds.dropping(confined.bounds, spec.environment)
         first = spawn.FirstProcess(
             argv=(tini, "--", *dropping, *spec.command),
-            environment=spec.environment,
+            environment=environment,
             workdir=spec.workdir,
             hostname=spec.name,
             umask=spec.umask,

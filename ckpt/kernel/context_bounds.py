@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import resource
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from ckpt.errors import UnsupportedError
@@ -63,12 +64,19 @@ def bounds(context: Context, limits: Limits) -> Bounds:
     )
 
 
-def dropping(bounds: Bounds) -> tuple[str, ...]:
-    """The command that executes another without the capabilities of ``bounds``, of which root's exec gets the rest."""
+def dropping(bounds: Bounds, environment: Mapping[str, str]) -> tuple[tuple[str, ...], Mapping[str, str]]:
+    """The command that executes another without the capabilities of ``bounds``, of which root's exec gets the rest.
+
+    And the environment for it: no library of the other's choice may be loaded into what still has them.
+    """
     program = shutil.which("setpriv", path="/usr/bin:/bin:/usr/sbin:/sbin")
     if program is None:
         raise UnsupportedError("setpriv is not installed", code="tool-missing", hint="apt-get install util-linux")
-    return (program, "--bounding-set", ",".join(f"-cap_{number}" for number in bounds.capabilities), "--")
+    command: tuple[str, ...] = (program, "--bounding-set", ",".join(f"-cap_{one}" for one in bounds.capabilities), "--")
+    of_linker = [f"{name}={value}" for name, value in environment.items() if name.startswith("LD_")]
+    if of_linker:
+        command += ("/usr/bin/env", *of_linker)
+    return command, {name: value for name, value in environment.items() if not name.startswith("LD_")}
 
 
 def limit_tasks(context: Context, tasks: int) -> None:

@@ -517,21 +517,15 @@ def test_clean_removes_half_a_context(place: Lab) -> None:
     assert context.names() == ()
 
 
-# -- dumps -------------------------------------------------------------------------------------------------------------
+# -- what is said ------------------------------------------------------------------------------------------------------
 
 
-def test_dump_is_refused_by_name(place: Lab, tmp_path: Path) -> None:
-    entry = serving()
-    for target in (entry.name, str(tree_pids(entry.pid)[1])):
-        done = subprocess.run(
-            [*CKPT, "--json", "dump", target, "-o", str(tmp_path / "x.ckpt")],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == RefusedError.status
-        assert "IP-set context" in done.stderr
-    assert says(place.at_peer(), FIRST) == "one"
+def test_libraries_of_the_commands_choice_are_for_the_command_alone(place: Lab) -> None:
+    """The first process keeps its capabilities: nothing may be loaded into it."""
+    variables = dict(os.environ) | {"LD_LIBRARY_PATH": "/nonexistent"}
+    entry = run.start_group(spec("sh", "-c", "echo $LD_LIBRARY_PATH; sleep 1000", environment=variables))
+    eventually(lambda: log_of(entry) == "/nonexistent\n")
+    assert b"LD_LIBRARY_PATH" not in Path(f"/proc/{entry.pid}/environ").read_bytes()
 
 
 def test_run_says_what_a_context_does_not_hide(place: Lab) -> None:
