@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ckpt import migrations
 from ckpt.errors import CkptError, RemoteError
-from ckpt.handover import Handover
+from ckpt.handover import Handover, write_all
 from ckpt.image import created
 from ckpt.image.writer import Writable
 from ckpt.migrations import Migration, Role, State, Task
@@ -156,7 +156,5 @@ class _Both:
         """All of ``data`` to both."""
         self._listen()
         self._wire.write(data)
-        left = memoryview(data)
-        while left:
-            left = left[self._out.write(left) or 0 :]  # type: ignore[arg-type]  # a file takes any buffer
+        write_all(self._out, data)
         return len(data)

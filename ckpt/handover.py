@@ -14,11 +14,21 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ckpt.image import created
-from ckpt.image.writer import Writable
+from ckpt.image.writer import Writable, storage_error
 from ckpt.model.process import Process
 
 Destination = Callable[[], AbstractContextManager[Writable]]
 """Opens where an image goes; what was written is whole and safe when the block has ended without an error."""
+
+
+def write_all(out: Writable, data: bytes | memoryview) -> None:
+    """All of ``data`` to ``out``; StorageError where that fails."""
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[out.write(left) or 0 :]  # type: ignore[arg-type]  # a file takes any buffer
+        except OSError as error:
+            raise storage_error(error, "the image could not be written", len(data) - len(left)) from error
 
 
 class Handover:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
 from ckpt.errors import CkptError
+from ckpt.handover import write_all
 from ckpt.image import StreamReader, Summary, created, extract
 from ckpt.image.frames import Readable
 from ckpt.image.layout import Header
@@ -106,7 +107,5 @@ class _Copied:
     def readinto(self, buffer: memoryview, /) -> int | None:
         """As the stream's own."""
         count = self._stream.readinto(buffer)
-        left = buffer[: count or 0]
-        while left:
-            left = left[self._out.write(left) or 0 :]  # type: ignore[arg-type]  # a file takes any buffer
+        write_all(self._out, buffer[: count or 0])
         return count

@@ -96,6 +96,7 @@ class _Agent:
         return messages.Findings(findings=self._host.check(asked.name or asked.pid, criu=asked.criu))
 
     def _dump(self, asked: messages.Dump) -> messages.Dumped:
+        from ckpt.carrying import OpenFiles
         from ckpt.dump import dump_stream
 
         target = asked.name if asked.name is not None else asked.pid or 0
@@ -106,6 +107,8 @@ class _Agent:
             tcp_close=asked.tcp_close,
             skip_in_flight=asked.skip_in_flight,
             codec=asked.codec,
+            with_files=tuple(map(Path, asked.with_files)),
+            open_files=OpenFiles(asked.open_files),
             criu_path=asked.criu,
             progress=self._progress,
         )
@@ -137,6 +140,7 @@ class _Agent:
                 dry_run=asked.dry_run,
                 tcp_close=asked.tcp_close,
                 mapping=asked.mapping,
+                replace_files=asked.replace_files,
                 pages=asked.pages,
                 keep=Path(asked.keep) if asked.keep else None,
                 criu_path=asked.criu,

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Protocol
 
 from ckpt import registry
+from ckpt.carrying import OpenFiles
 from ckpt.clean import clean
 from ckpt.dump import DumpReport, Progress, dump_stream
 from ckpt.errors import NotFoundError, UnknownOutcomeError
-from ckpt.handover import Destination
+from ckpt.handover import Destination, write_all
 from ckpt.image.frames import Readable
 from ckpt.mapping import NO_MAPPING, Mapping
 from ckpt.model.finding import Finding
@@ -39,6 +40,8 @@ class DumpWanted:
     skip_in_flight: bool = False
     codec: str = "zstd"
     criu: str | None = None
+    with_files: tuple[Path, ...] = ()
+    open_files: OpenFiles = OpenFiles.SMALL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,7 @@ class RestoreWanted:
     keep: Path | None = None
     criu: str | None = None
     mapping: Mapping = NO_MAPPING
+    replace_files: bool = False
 
 
 class Host(Protocol):
@@ -122,6 +126,8 @@ class LocalHost:
             tcp_close=wanted.tcp_close,
             skip_in_flight=wanted.skip_in_flight,
             codec=wanted.codec,
+            with_files=wanted.with_files,
+            open_files=wanted.open_files,
             progress=progress,
             criu_path=wanted.criu,
         )
@@ -137,6 +143,7 @@ class LocalHost:
             dry_run=wanted.dry_run,
             tcp_close=wanted.tcp_close,
             mapping=wanted.mapping,
+            replace_files=wanted.replace_files,
             pages=wanted.pages,
             size=wanted.size,
             keep=wanted.keep,
@@ -182,12 +189,14 @@ class SshHost:
                 skip_in_flight=wanted.skip_in_flight,
                 codec=wanted.codec,
                 criu=wanted.criu,
+                with_files=tuple(map(str, wanted.with_files)),
+                open_files=wanted.open_files.value,
             )
         )
         first = self._listen(progress)
         with destination() as out:
             while isinstance(first, Data):
-                _write(out, first)
+                write_all(out, first)
                 first = self._listen(progress)
         try:
             self.channel.send(messages.Stored())
@@ -237,6 +246,7 @@ class SshHost:
                 keep=str(wanted.keep) if wanted.keep else None,
                 criu=wanted.criu,
                 mapping=wanted.mapping,
+                replace_files=wanted.replace_files,
             )
         )
         self._send_image(image, wanted.size, progress)
@@ -305,9 +315,3 @@ def state(entry: registry.GroupEntry) -> str:
 
 def _name_or_pid(target: str | int | None) -> tuple[str | None, int | None]:
     return (None, target) if isinstance(target, int) else (target, None)
-
-
-def _write(out: object, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[out.write(left) or 0 :]  # type: ignore[attr-defined]

@@ -99,6 +99,8 @@ class Dump:
     skip_in_flight: bool = False
     codec: str = "zstd"
     criu: str | None = None
+    with_files: tuple[str, ...] = ()
+    open_files: str = "small"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +146,7 @@ class Restore:
     patience: float = 60.0
     criu: str | None = None
     mapping: Mapping = NO_MAPPING
+    replace_files: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

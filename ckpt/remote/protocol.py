@@ -240,7 +240,12 @@ class Channel:
         if data:
             poll.register(self._out, select.POLLOUT)
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if self._ended:
+            # Who says nothing more takes nothing more either, once the pipe is full.
+            left = 0.0
         ready = {descriptor for descriptor, _ in poll.poll(None if left is None else left * 1000)}
+        if not ready and self._ended:
+            raise ChannelClosedError(f"the connection to {self.label} has ended", code="connection-lost")
         if not ready:
             raise ChannelTimeoutError(f"{self.label} did not answer in time", code="host-timeout")
         if self._in in ready:

@@ -99,6 +99,17 @@ def test_dump_and_restore_of_another_host_keep_the_connection(moving: Moving, wo
     assert moving.left_behind() == []
 
 
+def test_dump_of_another_host_onto_a_full_disk_lets_the_group_run_on(moving: Moving) -> None:
+    near, far = moving.target, moving.source
+    assert near.run("sh", "-c", "mkdir -p /run/small && mount -t tmpfs -o size=64k none /run/small").status == 0
+    done = near.ckpt("dump", moving.name, "--host", far.address, "-o", "/run/small/x.ckpt")
+    assert (done.status, done.error["code"]) == (11, "storage-full"), done.err
+    moving.stream.progress(50)
+    assert near.run("ls", "-A", "/run/small").out == ""
+    near.run("umount", "/run/small")
+    assert moving.left_behind() == []
+
+
 def test_dump_to_standard_output_restores_from_standard_input(world: World) -> None:
     name, address = random_name("g"), "10.88.0.20"
     run_server(world.a, name, address)
