@@ -161,6 +161,7 @@ _KNOWN_BY: Mapping[str, Callable[[Any], tuple[str, ...]]] = {
         f"dev {one.ifname}",
         f"vlan {one.vlan}" if one.vlan else "",
     ),
+    "CarriedFile": lambda file: (file.path,),
     "NestedNetwork": lambda nested: (nested.key,),
     "Unread": lambda unread: (unread.code, unread.subject),
 }
@@ -190,8 +191,8 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 # -- what differs by nature ------------------------------------------------------------------------------------------
 
-_OF_THE_HOST = frozenset({"source"})
-"""Sections that say where the checkpoint was made."""
+_OF_THE_HOST = frozenset({"source", "carried"})
+"""Sections that say where the checkpoint was made, and what of the host's files was taken along."""
 
 _BY_NATURE = frozenset(
     {

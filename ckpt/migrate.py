@@ -11,11 +11,13 @@ later. docs/migration.md has the protocol, its states, and who decides what.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpt import arrival, live, migrations, sections
+from ckpt import arrival, carrying, live, migrations, sections
+from ckpt.carrying import OpenFiles
 from ckpt.clean import clean
 from ckpt.departure import Departure
 from ckpt.dump import IMAGES, DumpReport, Progress, dump_group, find_root
@@ -78,6 +80,9 @@ class MigrateOptions:
     codec: str = "zstd"
     downtime_limit: float = 30.0
     mapping: Mapping = NO_MAPPING
+    with_files: tuple[Path, ...] = ()
+    open_files: OpenFiles = OpenFiles.SMALL
+    replace_files: bool = False
     criu: str | None = None
     ckpt: str | None = None
 
@@ -93,7 +98,7 @@ def migrate_group(
     options = options or MigrateOptions()
     shown: Progress = progress or (lambda stage, done, total: None)
     entry, root = find_root(target)
-    checkpoint = live.read_checkpoint(target, options.criu)
+    checkpoint = _with_files(live.read_checkpoint(target, options.criu), options)
     with ssh.session(host, ckpt=options.ckpt) as session:
         findings = _preflight(session.channel, checkpoint, options)
         name = options.name or checkpoint.group.name
@@ -125,10 +130,19 @@ def _dump(
         tcp_close=options.tcp_close,
         skip_in_flight=options.skip_in_flight,
         codec=options.codec,
+        with_files=options.with_files,
+        open_files=options.open_files,
         criu_path=options.criu,
         handover=departure,
         progress=progress,
     )
+
+
+def _with_files(checkpoint: Checkpoint, options: MigrateOptions) -> Checkpoint:
+    """``checkpoint`` with the files that would travel, as they are now."""
+    named = carrying.check_named(options.with_files)
+    found = carrying.collect(checkpoint.processes, checkpoint.sockets, checkpoint.criu, named, options.open_files)
+    return dataclasses.replace(checkpoint, carried=found.files)
 
 
 def _prepare(name: str, root: int, host: str) -> Migration:
@@ -171,6 +185,7 @@ def _question(
         source=checkpoint.source.hostname,
         patience=options.downtime_limit,
         mapping=options.mapping,
+        replace_files=options.replace_files,
     )
 
 
@@ -282,7 +297,10 @@ class _MigrateEnd:
             )
         try:
             wanted = RestoreWanted(
-                name=self._options.name, tcp_close=self._options.tcp_close, mapping=self._options.mapping
+                name=self._options.name,
+                tcp_close=self._options.tcp_close,
+                mapping=self._options.mapping,
+                replace_files=self._options.replace_files,
             )
             with image.open("rb", buffering=0) as stream:
                 report = SshHost(channel).restore(stream, str(image), wanted)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ckpt.cli import render
+from ckpt.cli.file_options import carrying_options
 from ckpt.cli.host_options import host_options
 from ckpt.cli.options import Target, common, require_root, settings
 from ckpt.errors import RolledBackError, UsageError
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="How the image is compressed.",
 )
+@carrying_options
 @host_options
 @common
 def command(
@@ -52,6 +54,8 @@ def command(
     tcp_close: bool,
     skip_in_flight: bool,
     codec: str,
+    with_files: tuple[Path, ...],
+    open_files: str,
     host: str | None,
     remote_ckpt: str | None,
 ) -> None:
@@ -62,6 +66,7 @@ def command(
     """
     if host is None:
         require_root("ckpt dump")
+    from ckpt.carrying import OpenFiles
     from ckpt.dump import dump_group
     from ckpt.remote.host import DumpWanted, host_at
 
@@ -81,6 +86,8 @@ def command(
                 skip_in_flight=skip_in_flight,
                 codec=codec,
                 force=force,
+                with_files=with_files,
+                open_files=OpenFiles(open_files),
                 progress=progress,
                 criu_path=asked.criu,
             )
@@ -91,6 +98,8 @@ def command(
                 skip_in_flight=skip_in_flight,
                 codec=codec,
                 criu=asked.criu,
+                with_files=with_files,
+                open_files=OpenFiles(open_files),
             )
             with host_at(host, ckpt=remote_ckpt) as source:
                 report = _received(source, target, output or Path("-"), wanted, force, progress)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ckpt.cli import render
+from ckpt.cli.file_options import carrying_options, replacing_option
 from ckpt.cli.host_options import host_options
 from ckpt.cli.mapping_options import mapping_options
 from ckpt.cli.options import Target, common, require_root, settings
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="How the image is compressed on its way.",
 )
+@carrying_options
+@replacing_option
 @mapping_options
 @click.option("--resume", metavar="ID", is_flag=False, flag_value="", help="Bring a migration to its end.")
 @click.option("--source-lost", is_flag=True, help="With --resume, on the target: the source will never answer.")
@@ -56,6 +60,9 @@ def command(
     skip_in_flight: bool,
     codec: str,
     mapping: Mapping,
+    with_files: tuple[Path, ...],
+    open_files: str,
+    replace_files: bool,
     resume: str | None,
     source_lost: bool,
     listing: bool,
@@ -66,6 +73,7 @@ def command(
     `--resume` finds out how it went when the connection was lost.
     """
     require_root("ckpt migrate")
+    from ckpt.carrying import OpenFiles
     from ckpt.migrate import MigrateOptions
 
     options = MigrateOptions(
@@ -76,6 +84,9 @@ def command(
         codec=codec,
         downtime_limit=downtime_limit,
         mapping=mapping,
+        with_files=with_files,
+        open_files=OpenFiles(open_files),
+        replace_files=replace_files,
         criu=settings().criu,
         ckpt=remote_ckpt,
     )

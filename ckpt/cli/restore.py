@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from ckpt.cli import render
+from ckpt.cli.file_options import replacing_option
 from ckpt.cli.host_options import host_options, on, pages_of
 from ckpt.cli.mapping_options import mapping_options
 from ckpt.cli.options import common, require_root, settings
 
 if TYPE_CHECKING:
     from ckpt.mapping import Mapping
+    from ckpt.remote.host import RestoreWanted
     from ckpt.restore import RestoreReport
 
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Keep an image that came by a stream, there in FILE.",
 )
+@replacing_option
 @mapping_options
 @host_options
 @common
@@ -39,6 +43,7 @@ def command(
     tcp_close: bool,
     keep: Path | None,
     mapping: Mapping,
+    replace_files: bool,
     host: str | None,
     remote_ckpt: str | None,
 ) -> None:
@@ -62,11 +67,23 @@ def command(
                 dry_run=dry_run,
                 tcp_close=tcp_close,
                 mapping=mapping,
+                replace_files=replace_files,
                 criu_path=asked.criu,
                 progress=progress,
             )
         else:
-            report = _streamed(image, name, dry_run, tcp_close, keep, mapping, host, remote_ckpt, progress)
+            from ckpt.remote.host import RestoreWanted
+
+            wanted = RestoreWanted(
+                name=name,
+                dry_run=dry_run,
+                tcp_close=tcp_close,
+                keep=keep,
+                criu=asked.criu,
+                mapping=mapping,
+                replace_files=replace_files,
+            )
+            report = _streamed(image, wanted, host, remote_ckpt, progress)
     if asked.json:
         render.emit(report)
         return
@@ -78,6 +95,8 @@ def command(
     for finding in report.findings:
         if finding.severity is Severity.WARN:
             render.warn(f"{finding.subject}: {finding.reason}")
+    for backup in report.backups:
+        render.warn(f"{backup} is what had its place before")
     click.echo(
         f"{report.name}: PID {report.pid}, {report.processes} processes, {report.connections} TCP connections kept"
     )
@@ -87,29 +106,17 @@ def command(
 
 def _streamed(
     image: Path,
-    name: str | None,
-    dry_run: bool,
-    tcp_close: bool,
-    keep: Path | None,
-    mapping: Mapping,
+    wanted: RestoreWanted,
     host: str | None,
     remote_ckpt: str | None,
     progress: render.Progress | None,
 ) -> RestoreReport:
     """Restore from a stream: standard input, or a file of this host for another one."""
-    from ckpt.remote.host import RestoreWanted, host_at
+    from ckpt.remote.host import host_at
 
     piped = image == Path("-")
-    wanted = RestoreWanted(
-        name=name,
-        dry_run=dry_run,
-        tcp_close=tcp_close,
-        pages=None if piped else pages_of(image),
-        size=0 if piped else image.stat().st_size,
-        keep=keep,
-        criu=settings().criu,
-        mapping=mapping,
-    )
+    if not piped:
+        wanted = dataclasses.replace(wanted, pages=pages_of(image), size=image.stat().st_size)
     with ExitStack() as stack:
         stream = stack.enter_context(open(0 if piped else image, "rb", buffering=0, closefd=not piped))
         target = stack.enter_context(host_at(host, ckpt=remote_ckpt))
