@@ -8,7 +8,7 @@ ports that it has on each address of its set; others may have the same address w
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from ckpt.errors import CkptError
@@ -151,8 +151,10 @@ def _sockets(facts: GroupFacts, context: Context) -> Iterator[Finding]:
     """Sockets that were made in the context and are held by somebody else, and the other way round."""
     held = {one.inode for one in facts.sockets}
     made = context_sockets.of(context)
+    # The group runs: what it has made since its facts were read is its own.
+    own = frozenset(cgroup2.pids(Path(context.cgroup)))
     for one in made:
-        if one.inode and one.inode not in held and _is_held(one.inode):
+        if one.inode and one.inode not in held and _is_held(one.inode, own):
             yield _block(
                 "context-socket-outside",
                 str(one),
@@ -172,10 +174,12 @@ def _sockets(facts: GroupFacts, context: Context) -> Iterator[Finding]:
             )
 
 
-def _is_held(inode: int) -> bool:
-    """Whether a process has the socket: without one it is on its way out."""
+def _is_held(inode: int, own: Collection[int]) -> bool:
+    """Whether a process that is none of ``own`` has the socket: without one it is on its way out."""
     name = f"socket:[{inode}]"
     for directory in Path("/proc").glob("[0-9]*/fd"):
+        if int(directory.parent.name) in own:
+            continue
         with contextlib.suppress(OSError):
             for descriptor in directory.iterdir():
                 with contextlib.suppress(OSError):

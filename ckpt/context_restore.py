@@ -79,6 +79,11 @@ def confine(
     record = _record(checkpoint)
     # CRIU tries out what the kernel can when it is first run after a boot: not in there.
     criu.features(program)
+    found = placing(record)
+    refuse_blocked(found.findings, f"{name} cannot be restored here")
+    for one in found.places:
+        # Below the context, which has them in its set: it has to be gone when they go.
+        undo.callback(context.take_address, one.ifname, one.address)
     with registry.locked():
         context.require_no_context(name)
         made = kernel.create(name, record.members, registry.state_dir(), undo)
@@ -90,12 +95,9 @@ def confine(
     here = replace(record, loopback4=made.loopback4, loopback6=made.loopback6)
     lock = GroupLock([NetworkLock(own, scope=context_record.scope(here, checkpoint.sockets))])
     passing.enter_context(lock).close(permanent=True)
-    found = placing(record)
-    refuse_blocked(found.findings, f"{name} cannot be restored here")
     home = ConfinedHome(lock=lock, context=made, cgroups=cgroups, places=found.places)
     operation.note(lock_tables=list(lock.names), netns_pid=os.getpid(), given=list(home.given))
     for one in home.places:
-        undo.callback(context.take_address, one.ifname, one.address)
         context.give_address(one.ifname, one.address)
     return home
 

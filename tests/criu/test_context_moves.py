@@ -1,0 +1,260 @@
+"""Contexts that come back elsewhere, late or not at all: other addresses and links, limits, failures, what is left."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from ckpt import context, context_restore, held, registry
+from ckpt.errors import CkptError, RefusedError, RestoreError
+from ckpt.kernel import cgroup2, netns, outside
+from ckpt.kernel import context as kernel
+from ckpt.kernel.lock import find
+from ckpt.mapping import parse_mapping
+from ckpt.model.context import Limits
+from ckpt.model.process import Isolation
+from tests.criu.capture import capturing
+from tests.criu.context_groups import PORT, Agent, agent, connected
+from tests.criu.groups import Starter
+from tests.criu.segment import Addresses, run
+from tests.criu.test_servers import REDIS, Counter
+
+V4, TCP, UDP = "AF_INET", "SOCK_STREAM", "SOCK_DGRAM"
+
+
+def host_has(*addresses: str) -> list[bool]:
+    known = {one.address.partition("/")[0] for one in outside.addresses()}
+    return [address in known for address in addresses]
+
+
+def locks() -> tuple[str, ...]:
+    own = netns.open_own()
+    try:
+        return find(own)
+    finally:
+        os.close(own)
+
+
+@pytest.fixture
+def pair(start: Starter) -> Addresses:
+    return start.segment.addresses()
+
+
+@pytest.fixture
+def one(start: Starter, stack: ExitStack, pair: Addresses) -> Agent:
+    """A group in a context of one pair of addresses."""
+    return agent(start, stack, pair)
+
+
+def test_dump_takes_the_context_and_its_addresses_away(one: Agent, pair: Addresses) -> None:
+    name = str(one.group.target)
+    with capturing() as capture:
+        one.connection.sendall(b"1+")
+        one.group.dump()
+        assert host_has(*(pair.v4, pair.v6)) == [False, False]
+        assert context.names() == ()
+        assert registry.find(name) is None
+        one.connection.sendall(b"")
+        report = one.group.restore()
+        assert host_has(pair.v4, pair.v6) == [True, True]
+    assert capture.betrayals(pair.v4, pair.v6) == []
+    entry = registry.get(name)
+    assert report.connections == 1
+    assert (entry.isolation, entry.context, len(entry.given)) == ("ipset", name, 2)
+    assert entry.addresses == (f"{pair.v4}/24", f"{pair.v6}/64")
+    assert set(cgroup2.pids(Path(context.cgroup_of(entry) or ""))) >= {entry.pid}
+    assert locks() == ()
+    assert held.held() == ()
+
+
+def test_dump_leaves_addresses_that_were_the_hosts(start: Starter, stack: ExitStack) -> None:
+    host = start.segment.host
+    one = agent(start, stack, host)
+    one.group.round_trip()
+    assert host_has(host.v4, host.v6) == [True, True]
+    assert registry.get(str(one.group.target)).given == ()
+    assert one.do("1 + 1") == 2
+
+
+def test_leave_running_leaves_all_as_it_was(one: Agent, pair: Addresses) -> None:
+    entry = registry.get(str(one.group.target))
+    claims = kernel.claims()
+    one.group.dump(leave_running=True)
+    assert one.do("1 + 1") == 2
+    assert (kernel.claims(), registry.get(entry.name), locks()) == (claims, entry, ())
+    assert host_has(pair.v4, pair.v6) == [True, True]
+
+
+def test_redis_ten_round_trips(start: Starter, stack: ExitStack, unique: object, pair: Addresses) -> None:
+    group = start(REDIS, isolation=Isolation.IPSET, addresses=pair)
+    group.wait_for_log("Ready to accept connections")
+    counters = [
+        stack.enter_context(Counter(start.segment.connect(address, 6379), f"key{secrets.token_hex(4)}"))
+        for address in (pair.v4, pair.v6)
+    ]
+    with capturing() as capture:
+        for _ in range(10):
+            group.round_trip()
+            for counter in counters:
+                counter.progress()
+    assert capture.betrayals(pair.v4, pair.v6) == []
+
+
+# -- elsewhere ---------------------------------------------------------------------------------------------------------
+
+
+def test_map_address_moves_the_set_and_what_is_within(
+    start: Starter, stack: ExitStack, one: Agent, pair: Addresses
+) -> None:
+    one.make("own", V4, TCP, "bind(('127.0.0.1', 87))", "listen()")
+    one.make("client", V4, TCP, "connect(('127.0.0.1', 87))")
+    one.do("served = own.accept()[0]")
+    one.make("self_", V4, TCP, f"bind(('{pair.v4}', 88))", "listen()")
+    one.make("caller", V4, TCP, f"connect(('{pair.v4}', 88))")
+    one.do("called = self_.accept()[0]")
+    one.make("udp", V4, UDP, f"bind(('{pair.v4}', 89))")
+    one.group.dump()
+    there = start.segment.addresses()
+    mapping = parse_mapping([f"{pair.v4}={there.v4}", f"{pair.v6}={there.v6}"])
+    with pytest.raises(RefusedError, match="their address is mapped"):
+        one.group.restore(mapping=mapping)
+    one.group.restore(mapping=mapping, tcp_close=True)
+    assert host_has(pair.v4, there.v4, there.v6) == [False, True, True]
+    one.connection = connected(start.segment, stack, there.v4)
+    one.do("client.sendall(b'still')")
+    assert one.do("served.recv(9).decode()") == "still"
+    one.do("caller.sendall(b'there')")
+    assert one.do("called.recv(9).decode()") == "there"
+    assert one.do("[x.getsockname()[0] for x in (self_, udp, called)]") == [there.v4] * 3
+    one.group.round_trip()
+    assert one.do("1 + 1") == 2
+
+
+def test_map_link_puts_the_addresses_there(start: Starter, one: Agent, pair: Addresses, stack: ExitStack) -> None:
+    bridge = f"br{secrets.token_hex(4)}"
+    run("ip", "link", "add", bridge, "type", "bridge")
+    stack.callback(subprocess.run, ["ip", "link", "delete", bridge], capture_output=True)
+    run("ip", "link", "set", bridge, "up")
+    one.group.dump()
+    one.group.restore(mapping=parse_mapping(links=[f"{start.segment.bridge}={bridge}"]))
+    found = {address.ifname for address in outside.addresses() if address.address.startswith(f"{pair.v4}/")}
+    assert found == {bridge}
+    # As its own clients: the segment is elsewhere now.
+    one.group.dump()
+    one.group.restore(mapping=parse_mapping(links=[f"{bridge}={start.segment.bridge}"]))
+    assert one.do("1 + 1") == 2
+
+
+def test_restore_where_somebody_has_the_address_is_refused(start: Starter, one: Agent, pair: Addresses) -> None:
+    one.group.dump()
+    start.segment.in_client("ip", "addr", "add", f"{pair.v4}/24", "dev", "eth0")
+    with pytest.raises(RefusedError, match=pair.v4):
+        one.group.restore()
+    assert context.names() == ()
+    start.segment.in_client("ip", "addr", "del", f"{pair.v4}/24", "dev", "eth0")
+    one.group.restore()
+    assert one.do("1 + 1") == 2
+
+
+def test_restore_where_a_port_is_taken_is_refused(start: Starter, stack: ExitStack) -> None:
+    host = start.segment.host
+    one = agent(start, stack, host)
+    one.group.dump()
+    with socket.create_server((host.v4, PORT)), pytest.raises(RefusedError, match=str(PORT)):
+        one.group.restore()
+    assert context.names() == ()
+    one.group.restore()
+    assert one.do("1 + 1") == 2
+
+
+# -- what cannot be dumped ---------------------------------------------------------------------------------------------
+
+
+def test_dump_of_a_context_with_several_roots_is_refused(one: Agent) -> None:
+    entry = registry.get(str(one.group.target))
+    command = f"echo 0 >{context.cgroup_of(entry)}/cgroup.procs; exec sleep 1000"
+    other = subprocess.Popen(["sh", "-c", command])
+    try:
+        while other.pid not in cgroup2.pids(Path(context.cgroup_of(entry) or "")):
+            pass
+        with pytest.raises(RefusedError, match=f"PID {other.pid}"):
+            one.group.dump()
+    finally:
+        other.kill()
+        other.wait()
+    one.group.round_trip()
+    assert one.do("1 + 1") == 2
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+FORKS = """
+def forks():
+    made = []
+    try:
+        while len(made) < 50:
+            pid = os.fork()
+            if not pid:
+                import time; time.sleep(30); os._exit(0)
+            made.append(pid)
+    except OSError:
+        pass
+    for pid in made:
+        os.kill(pid, 9); os.waitpid(pid, 0)
+    return len(made)
+"""
+
+
+def test_limits_are_kept(start: Starter, stack: ExitStack, pair: Addresses) -> None:
+    limits = Limits(tasks=6, nice=12, data=600 << 20, memlock=1 << 16)
+    one = agent(start, stack, pair, limits=limits)
+    one.do(FORKS)
+    state = (
+        "[os.nice(0), resource.getrlimit(resource.RLIMIT_DATA), resource.getrlimit(resource.RLIMIT_MEMLOCK), caps()]"
+    )
+    one.do("import resource")
+    one.do("def caps(): return [l for l in open('/proc/thread-self/status') if l.startswith('Cap')]")
+    before = one.do(state), one.do("forks()")
+    assert before[1] == 5
+    for _ in range(2):
+        one.group.round_trip()
+        assert (one.do(state), one.do("forks()")) == before
+
+
+# -- failures ----------------------------------------------------------------------------------------------------------
+
+
+def refuse(*_: object) -> None:
+    raise RestoreError("it was broken for the test", code="broken")
+
+
+BROKEN = {
+    "outside": (context_restore.ConfinedHome, "wrapper", property(lambda _: ("env",))),
+    "unbooked": (context_restore, "_unbooked", lambda *_: iter(["it was broken for the test"])),
+    "programs": (kernel, "missing_programs", lambda _: ("cgroup/bind4",)),
+    "address": (context, "give_address", refuse),
+    "limits": (context_restore, "settle", refuse),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_failed_restore_leaves_nothing_and_can_be_repeated(
+    one: Agent, pair: Addresses, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    one.group.dump()
+    with capturing() as capture:
+        with monkeypatch.context() as patch:
+            patch.setattr(*BROKEN[broken])
+            with pytest.raises(CkptError):
+                one.group.restore()
+        assert (context.names(), host_has(pair.v4, pair.v6), len(locks())) == ((), [False, False], 1)
+        assert not context.has_floor()
+        one.group.restore()
+        assert one.do("1 + 1") == 2
+    assert capture.betrayals(pair.v4, pair.v6) == []
