@@ -1,16 +1,16 @@
-"""The demonstration behind `scripts/demo`: a redis leaves and comes back while its client counts.
+"""The demonstration behind `scripts/demo`: a redis moves from host to host while its client counts.
 
-The stage is a network and mount namespace of this process's own, so nothing of it is seen on the host and nothing is
-left when the process ends. A client keeps one TCP connection to redis, sends INCR after INCR and checks every reply:
-a lost, repeated or refused one is an error. Meanwhile `ckpt` runs as it would from a shell.
+The stage is a network, mount and PID namespace of this process's own, so nothing of it is seen on the host and nothing
+is left when the process ends. In it stand two hosts, each with its own network, mounts, PIDs, /run and sshd, and behind
+a router a client: the machines of the tests (`tests/hosts/machines.py`). The client keeps one TCP connection to redis,
+sends INCR after INCR and checks every reply: a lost, repeated or refused one is an error. Meanwhile `ckpt` runs on the
+hosts as it would from a shell.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,20 +20,26 @@ import time
 from pathlib import Path
 from typing import Any
 
-CKPT = Path(sys.executable).with_name("ckpt")
-BRIDGE, GATEWAY, ADDRESS, PORT = "ckptdemo0", "10.77.0.1", "10.77.0.2", 6379
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ckpt.kernel import netns  # noqa: E402
+from tests.hosts import machines  # noqa: E402
+from tests.hosts.machines import BRIDGE, GATEWAY, Machine, World  # noqa: E402
+
+ADDRESS, PORT = "10.88.0.10", 6379
 
 
 class CountingClient(threading.Thread):
     """One connection, one INCR at a time; every reply must be the next number."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: World) -> None:
         super().__init__(daemon=True)
         self.checked = 0
         self.errors: list[str] = []
         self.longest_gap = 0.0
         self._stopping = threading.Event()
-        self._connection = connected((ADDRESS, PORT))
+        self._connection = connected(world)
 
     def run(self) -> None:
         replies = self._connection.makefile("rb")
@@ -50,18 +56,28 @@ class CountingClient(threading.Thread):
         except OSError as error:
             self.errors.append(str(error))
 
+    def gap(self) -> float:
+        """The longest wait for a reply since this was last asked."""
+        found, self.longest_gap = self.longest_gap, 0.0
+        return found
+
     def stop(self) -> None:
         self._stopping.set()
         self.join(timeout=60)
 
 
-def connected(address: tuple[str, int]) -> socket.socket:
-    """A connection to a server that is perhaps still starting."""
+def connected(world: World) -> socket.socket:
+    """A connection of the client's to a server that is perhaps still starting."""
     deadline = time.monotonic() + 20
     while True:
+        with netns.entered(world.client):
+            connection = socket.socket()
+        connection.settimeout(60)
         try:
-            return socket.create_connection(address, timeout=60)
+            connection.connect((ADDRESS, PORT))
+            return connection
         except OSError:
+            connection.close()
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
@@ -71,52 +87,58 @@ def say(text: str) -> None:
     print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
 
 
-def ckpt(*words: str, quiet: bool = False) -> Any:
-    """Run `ckpt`; shown as typed, or with ``quiet`` for what it prints as JSON."""
-    if quiet:
-        output = subprocess.run([CKPT, "--json", *words], check=True, stdout=subprocess.PIPE).stdout
-        return json.loads(output)
-    print(f"$ ckpt {shlex.join(words)}", flush=True)
-    return subprocess.run([CKPT, *words], check=True)
+def ckpt(host: Machine, *words: str) -> None:
+    """Run `ckpt` on a host; shown as typed."""
+    print(f"{host.name}$ ckpt {shlex.join(words)}", flush=True)
+    subprocess.run(host.command("ckpt", *words), check=True)
 
 
-def perform(place: Path) -> int:
+def quietly(host: Machine, *words: str) -> Any:
+    """The same for what it prints as JSON."""
+    print(f"{host.name}$ ckpt {shlex.join(words)}", flush=True)
+    return host.must(*words)
+
+
+def perform(world: World) -> int:
     """The whole demonstration; the exit status."""
-    image = place / "redis.ckpt"
-    say("A redis with an address of its own, on a bridge that ckpt makes")
-    ckpt("run", "--name", "redis", "--link", BRIDGE, "--address", f"{ADDRESS}/24", "--",
+    a, b = world.a, world.b
+    say("A redis on host a, with an address of its own; its client is behind a router")
+    ckpt(a, "run", "--name", "redis", "--link", BRIDGE, "--address", f"{ADDRESS}/24", "--gateway", GATEWAY, "--",
          "redis-server", "--bind", ADDRESS, "--protected-mode", "no", "--save", "")  # fmt: skip
-    subprocess.run(["ip", "address", "add", f"{GATEWAY}/24", "dev", BRIDGE], check=True)
-    ckpt("ps")
-
-    say("A client counts on one connection and checks every reply")
-    client = CountingClient()
+    ckpt(a, "ps")
+    client = CountingClient(world)
     client.start()
     wait_for(client, 1000)
-    before = client.checked
-    print(f"{before} replies checked")
+    print(f"the client has checked {client.checked} replies, on one connection")
 
-    say("The group leaves, into one file; the client keeps sending")
-    print(f"$ ckpt dump redis -o {image}", flush=True)
-    dumped = ckpt("dump", "redis", "-o", str(image), quiet=True)
-    print(f"frozen for {dumped['frozen_seconds'] * 1000:.0f} ms, image of {dumped['size'] / 1024:.0f} KiB")
-    ckpt("ps")
-    ckpt("inspect", str(image))
+    say("It moves to host b; the client keeps sending")
+    client.gap()
+    moved = quietly(a, "migrate", "redis", "--host", "b")
+    wait_for(client, client.checked + 1000)
+    blackout = client.gap()
+    ckpt(a, "ps")
+    ckpt(a, "ps", "--host", "b")
 
-    say("It comes back, and the same connection counts on")
-    ckpt("restore", str(image))
+    say("It leaves host b into a file, is looked at, and goes on at host a: the same connection counts on")
+    image = "/var/lib/ckpt/redis.ckpt"
+    dumped = quietly(b, "dump", "redis", "-o", image)
+    ckpt(b, "inspect", image)
+    ckpt(b, "ps")
+    ckpt(b, "restore", image, "--host", "a")
     wait_for(client, client.checked + 1000)
     client.stop()
-    ckpt("ps")
-    ckpt("stop", "redis")
+    ckpt(a, "ps")
+    ckpt(a, "stop", "redis")
 
     say("In numbers")
     for name, value in (
-        ("frozen", f"{dumped['frozen_seconds'] * 1000:.0f} ms"),
-        ("longest wait of the client", f"{client.longest_gap:.2f} s (with the pause between dump and restore)"),
+        ("moved: stood still for", f"{moved['away_seconds'] * 1000:.0f} ms"),
+        ("moved: longest wait", f"{blackout * 1000:.0f} ms, as the client saw it"),
+        ("dumped: frozen for", f"{dumped['frozen_seconds'] * 1000:.0f} ms"),
+        ("dumped and restored", f"{client.gap():.2f} s (with the pause between them)"),
         ("image size", f"{dumped['size'] / 1024:.0f} KiB"),
         ("connections kept", str(dumped["connections"])),
-        ("replies checked", f"{client.checked} ({before} of them before the dump)"),
+        ("replies checked", str(client.checked)),
         ("errors", str(len(client.errors))),
     ):
         print(f"  {name:<28}{value}")
@@ -141,16 +163,12 @@ def main() -> int:
         return 7
     if "CKPT_DEMO_STAGE" not in os.environ:
         stage = {**os.environ, "CKPT_DEMO_STAGE": "1"}
-        argv = ["unshare", "--net", "--mount", "--", sys.executable, *sys.argv]
-        os.execvpe("unshare", argv, stage)
+        spaces = ["--net", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child"]
+        os.execvpe("unshare", ["unshare", *spaces, "--", sys.executable, *sys.argv], stage)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    place = Path(tempfile.mkdtemp(prefix="ckpt-demo-"))
-    os.environ |= {"CKPT_STATE_DIR": str(place / "run"), "CKPT_LOG_DIR": str(place / "log")}
-    try:
-        return perform(place)
-    finally:
-        subprocess.run([CKPT, "stop", "--timeout", "0", "redis"], capture_output=True, check=False)
-        shutil.rmtree(place, ignore_errors=True)
+    program = f"exec {shlex.quote(str(Path(sys.executable).with_name('ckpt')))}"
+    with tempfile.TemporaryDirectory(prefix="ckpt-demo-") as place, machines.made(Path(place), program) as world:
+        return perform(world)
 
 
 if __name__ == "__main__":

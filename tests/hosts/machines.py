@@ -45,6 +45,10 @@ X11Forwarding no
 """
 
 _SSH = """\
+Host a
+    HostName 10.88.0.1
+Host b
+    HostName 10.88.0.2
 Host *
     IdentityFile {keys}/user
     IdentitiesOnly yes
@@ -85,6 +89,7 @@ class Machine:
     place: Path
     port: str
     keys: Path
+    program: str
     init: subprocess.Popen[bytes] | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
 
@@ -213,9 +218,7 @@ class Machine:
         config.write_text(_SSH.format(**names))
         config.chmod(0o600)
         program = self.place / "bin/ckpt"
-        module = "tests.hosts.fault_program"
-        # No byte code: it would be written into the tree under test.
-        program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -B -m {module} "$@"\n')
+        program.write_text(f'#!/bin/sh\n{self.program} "$@"\n')
         program.chmod(0o755)
 
     def _wait(self, condition: Any, what: str) -> None:
@@ -257,9 +260,13 @@ def _switch_of(port: str) -> str:
     return f"sw{port[2:]}"
 
 
+# No byte code: it would be written into the tree under test.
+TESTED = f"PYTHONPATH={ROOT} exec {sys.executable} -B -m tests.hosts.fault_program"
+
+
 @contextmanager
-def made(place: Path) -> Iterator[World]:
-    """The world; nothing of it is left after the block."""
+def made(place: Path, program: str = TESTED) -> Iterator[World]:
+    """The world; nothing of it is left after the block. ``program`` is what runs ckpt, in the words of a shell."""
     mark = secrets.token_hex(3)
     keys = place / "keys"
     keys.mkdir()
@@ -276,7 +283,7 @@ def made(place: Path) -> Iterator[World]:
         client, router = _behind_a_router(switch, mark, stack)
         for name, address in addresses.items():
             # The switch is named by the port's last digits; a prefix tells the ports apart.
-            host = Machine(name, address, place / name, f"{name}p{mark}", keys)
+            host = Machine(name, address, place / name, f"{name}p{mark}", keys, program)
             hosts[name] = host
             stack.callback(host.lose_power)
             host.boot()
