@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from benches import dump, measure, net
+from benches import context, dump, measure, net
 
 STAGE = "CKPT_BENCH_STAGE"
 
@@ -46,6 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     own = benches.add_parser("dump", parents=[common], help="dump and restore: ckpt against criu")
     own.add_argument("--sizes", default="10,256", metavar="MB,MB", help="memory of the group (default: 10,256)")
     own.set_defaults(run=_dump)
+    own = benches.add_parser("context", parents=[common], help="sockets in, beside and without IP-set contexts")
+    own.set_defaults(run=_context)
     return parser
 
 
@@ -66,6 +68,13 @@ def _dump(arguments: argparse.Namespace, place: Path) -> None:
         for megabytes in map(int, arguments.sizes.split(","))
         for row in dump.compare(megabytes, arguments.rounds, place)
     ]
+    measure.show(rows)
+    if arguments.json:
+        measure.write_json(arguments.json, _machine(), rows)
+
+
+def _context(arguments: argparse.Namespace, place: Path) -> None:
+    rows = context.compare(place, arguments.rounds)
     measure.show(rows)
     if arguments.json:
         measure.write_json(arguments.json, _machine(), rows)

@@ -350,7 +350,8 @@ INLINE int begin_bind(const struct config *c, struct bpf_sock_addr *ctx, struct 
 }
 
 /* Whether somebody who is in no context has an address that `*` stands for; the books have those who are. */
-INLINE int is_taken(struct bpf_sock_addr *ctx, const struct config *c, const struct state *s, __u32 port) {
+INLINE int is_taken(struct bpf_sock_addr *ctx, const struct config *c, const struct state *s,
+                    const struct address *primary, __u32 port) {
     struct key key = {.port = port, .protocol = ctx->protocol};
     if (!port || c->flags & RESTORING)
         return 0;
@@ -361,6 +362,9 @@ INLINE int is_taken(struct bpf_sock_addr *ctx, const struct config *c, const str
         __u32 size = sizeof(tuple.ipv6);
         if (n >= c->count)
             break;
+        /* The kernel itself sees to the first one, and nobody else is at the loopback address. */
+        if (c->entry[n].member.loopback || is_equal(&c->entry[n].address, primary))
+            continue;
         if (!is_nth(c, s->flags, n, &key) || map_lookup(&books, &key))
             continue;
         if (c->entry[n].kind == WILD4) {
@@ -394,7 +398,7 @@ SEC("cgroup/bind4") int bind4(struct bpf_sock_addr *ctx) {
         s->flags |= WILD4;
         if (!first_of(c, WILD4, ctx->protocol, port, &a))
             return refuse(EADDRNOTAVAIL);
-        if (is_taken(ctx, c, s, port))
+        if (is_taken(ctx, c, s, &a, port))
             return refuse(EADDRINUSE);
     } else {
         of_v4(&a, inwards4(c, ctx->user_ip4));
@@ -451,7 +455,7 @@ SEC("cgroup/bind6") int bind6(struct bpf_sock_addr *ctx) {
     if (kind) {
         if (!first_of(c, kind, ctx->protocol, port, &a))
             return refuse(EADDRNOTAVAIL);
-        if (is_taken(ctx, c, s, port))
+        if (is_taken(ctx, c, s, &a, port))
             return refuse(EADDRINUSE);
     } else if (!may_bind(&a, ctx->protocol, port)) {
         return refuse(EADDRNOTAVAIL);
