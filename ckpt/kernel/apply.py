@@ -67,6 +67,8 @@ class _Applier:
     def run(self, steps: Sequence[plan.Step]) -> None:
         self._target.learn()
         for step in steps:
+            if not isinstance(step, plan.BringUp):
+                self._links.raise_links()
             match step:
                 case plan.WriteSysctls():
                     sysctl.write(self._target.netns, step.values)
@@ -125,6 +127,7 @@ class _Applier:
                     self._settle_sysctls(step)
                 case plan.SetTokens():
                     self._set_tokens(step)
+        self._links.raise_links()
 
     def _set_traffic(self, step: plan.SetTraffic) -> None:
         for subject, request in rtnl_tc.making(step.traffic, self._target.indices):

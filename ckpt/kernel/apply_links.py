@@ -11,7 +11,7 @@ import errno
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ckpt import plan
@@ -31,10 +31,11 @@ class LinkMaker:
 
     def __init__(self, target: Target) -> None:
         self._target = target
+        self._rising: list[plan.BringUp] = []
 
     def make_link(self, step: plan.MakeLink) -> None:
         """Make a link, and its peer."""
-        link, peer = step.link, step.peer
+        link, peer = ethtool.sparing(step.link), step.peer and ethtool.sparing(step.peer)
         other = link.counterpart
         outside = f" with {other.ifname} outside" if other and other.place is Place.CALLER and other.ifname else ""
         with naming("link-refused", f"link {link.ifname} of kind {link.kind}{outside}"):
@@ -142,7 +143,7 @@ class LinkMaker:
 
     def adjust_links(self, step: plan.AdjustLinks) -> None:
         """Have links keep what is recorded, and see whether they do."""
-        now = self._links()
+        now, sent = self._links(), self._target.inside.sent
         for link in step.links:
             with naming("link-refused", f"link {link.ifname}", "set up"):
                 master = now.get(link.master)
@@ -151,10 +152,9 @@ class LinkMaker:
                 )
         ethtool.adjust(self._target.netns, step.links, self._target.indices)
         if step.joined:
-            self._compare_links(step.links)
+            self._compare_links(step.links, now if self._target.inside.sent == sent else self._links())
 
-    def _compare_links(self, links: Sequence[Link]) -> None:
-        now = self._links()
+    def _compare_links(self, links: Sequence[Link], now: Mapping[str, Link]) -> None:
         for link in links:
             if link.fallback and not link.up:
                 continue  # nobody uses it, and what it is depends on the kernel
@@ -173,7 +173,18 @@ class LinkMaker:
         return {link.ifname: link for link in found}
 
     def bring_up(self, step: plan.BringUp) -> None:
-        """Bring a link up."""
+        """Bring a link up, with all those whose turn comes next: by ``raise_links``."""
+        self._rising.append(step)
+
+    def raise_links(self) -> None:
+        """Bring up those whose turn it is, in their order; what is refused is asked for again by itself."""
+        rising, self._rising = self._rising, []
+        messages = [rtnl_links.up_message(self._target.indices[step.link.ifname]) for step in rising]
+        for step, refusal in zip(rising, self._target.inside.requests(messages), strict=True):
+            if refusal is not None:
+                self._bring_up(step)
+
+    def _bring_up(self, step: plan.BringUp) -> None:
         with naming("link-refused", f"link {step.link.ifname}", "bring up"):
             try:
                 rtnl_links.set_up(self._target.inside, self._target.indices[step.link.ifname])

@@ -36,7 +36,7 @@ class RouteMaker:
         waited for any longer.
         """
         deadline = time.monotonic() + _CARRIERS
-        while any(link.unpropagated for link in rtnl_links.read_raw(self._target.inside).values()):
+        while rtnl_links.has_unpropagated(self._target.inside):
             if time.monotonic() > deadline:
                 return
             time.sleep(0.002)

@@ -11,15 +11,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 
-from ckpt.kernel.netlink import Netlink, number, parse, text
+from ckpt.kernel.netlink import Netlink, attribute, number, parse, text, u32
 
 Marks = Mapping[str, int]
-"""By the name of a sysctl: the number behind it."""
+"""By the name of a sysctl: the number behind it. Links that are alike share one mapping."""
 
 _RTM_GETLINK, _RTM_GETNEIGHTBL = 18, 66
 _IFINFO = struct.Struct("=BxHiII")
 _NDTMSG = struct.Struct("=BxH")
 _IFLA_IFNAME, _IFLA_AF_SPEC = 3, 26
+_WITHOUT_STATISTICS = attribute(29, u32(8))  # IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS
 _AF_INET, _AF_INET6 = 2, 10
 _IFLA_INET_CONF, _IFLA_INET6_CONF = 1, 2
 _NDTA_NAME, _NDTA_PARMS = 1, 6
@@ -82,15 +83,18 @@ def read_marks(netns: int) -> dict[tuple[str, str], Marks]:
 
 
 def _confs(connection: Netlink, names: dict[int, str]) -> Iterator[tuple[tuple[str, str], Marks]]:
-    for _, body in connection.dump(_RTM_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0)):
+    known: dict[tuple[str, bytes], Marks] = {}
+    for _, body in connection.dump(_RTM_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0) + _WITHOUT_STATISTICS):
         attributes = parse(body, _IFINFO.size)
         ifname = text(attributes[_IFLA_IFNAME])
         names[_IFINFO.unpack_from(body)[2]] = ifname
         families = parse(attributes.get(_IFLA_AF_SPEC, b""))
         four = parse(families.get(_AF_INET, b"")).get(_IFLA_INET_CONF, b"")
         six = parse(families.get(_AF_INET6, b"")).get(_IFLA_INET6_CONF, b"")
-        yield ("net/ipv4/conf", ifname), _numbered(_INET, four)
-        yield ("net/ipv6/conf", ifname), _numbered(_INET6, six)
+        for tree, listed, data in (("net/ipv4/conf", _INET, four), ("net/ipv6/conf", _INET6, six)):
+            if (tree, data) not in known:
+                known[tree, data] = _numbered(listed, data)
+            yield (tree, ifname), known[tree, data]
 
 
 def _numbered(names: str, data: bytes) -> Marks:
@@ -99,13 +103,14 @@ def _numbered(names: str, data: bytes) -> Marks:
 
 
 def _neighs(connection: Netlink, names: Mapping[int, str]) -> Iterator[tuple[tuple[str, str], Marks]]:
+    known: dict[tuple[bytes, ...], Marks] = {}
     for _, body in connection.dump(_RTM_GETNEIGHTBL, _NDTMSG.pack(0, 0)):
         attributes = parse(body, _NDTMSG.size)
         tree = _NEIGH_TREES.get(text(attributes.get(_NDTA_NAME, b"")))
         values = parse(attributes.get(_NDTA_PARMS, b""))
         ifname = names.get(number(values.get(_NDTPA_IFINDEX, b"")))
         if tree is not None and ifname is not None:
-            yield (
-                (tree, ifname),
-                {name: number(values[kind]) for name, kind in _NEIGH.items() if kind in values},
-            )
+            numbers = tuple(values.get(kind, b"") for kind in _NEIGH.values())
+            if numbers not in known:
+                known[numbers] = {name: number(values[kind]) for name, kind in _NEIGH.items() if kind in values}
+            yield (tree, ifname), known[numbers]

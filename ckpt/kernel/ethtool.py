@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
@@ -85,25 +85,9 @@ class Ethtool:
             found[index] = {name: value for name, value in values.items() if value}
         return found
 
-    def set_features(self, index: int, features: Features) -> None:
-        """Raises KernelRefusal."""
-        bits = (
-            nested(_BIT, attribute(_BIT_NAME, string(name)), attribute(_BIT_VALUE, b"") if value else b"")
-            for name, value in features.items()
-        )
-        self._request(_FEATURES_SET, index, nested(_WANTED, nested(_BITS, *bits)))
-
-    def set_channels(self, index: int, counts: Mapping[str, int]) -> None:
-        """Raises KernelRefusal."""
-        self._request(_CHANNELS_SET, index, *(attribute(_CHANNELS[name], u32(count)) for name, count in counts.items()))
-
-    def set_coalescing(self, index: int, values: Mapping[str, int]) -> None:
-        """Raises KernelRefusal."""
-        self._request(_COALESCE_SET, index, *(attribute(_COALESCE[name], u32(one)) for name, one in values.items()))
-
-    def _request(self, command: int, index: int, *attributes: bytes) -> None:
-        device = nested(_DEVICE, attribute(_DEVICE_INDEX, u32(index)))
-        self._connection.request(command, device + b"".join(attributes))
+    def make_so(self, commands: Sequence[tuple[int, bytes]]) -> list[KernelRefusal | None]:
+        """Carry out what the functions below describe; what the kernel says to each."""
+        return self._connection.requests(commands)
 
     def _dump(self, command: int) -> list[tuple[int, Attributes]]:
         if not self._connection:
@@ -185,26 +169,75 @@ def _untouched(kind: str, tun_type: str) -> Features:
         os.close(space)
 
 
+_ONE_OF_EACH = {"rx": 1, "tx": 1}
+
+
+def sparing(link: Link) -> Link:
+    """``link`` without the numbers of its queues, where a veth has just these by itself, and one of each in use.
+
+    When they are asked for, all of them are in use, and whenever one is taken out of use the kernel waits until nobody
+    can be at it any more (netif_set_real_num_tx_queues): with a thousand links, as long as all the rest takes.
+    """
+    if link.kind != "veth" or dict(link.channels) != _ONE_OF_EACH:
+        return link
+    return replace(link, tx_queues=0, rx_queues=0) if (link.tx_queues, link.rx_queues) == _usual_queues() else link
+
+
+@functools.cache
+def _usual_queues() -> tuple[int, int]:
+    """How many a veth gets to send and to receive, when it is not said; 0 where it does not use one of each."""
+    space = netns.create()
+    try:
+        with Netlink(netns=space) as connection, Ethtool(space) as settings:
+            rtnl_links.make(connection, Link(ifname="untouched", kind="veth"))
+            made = rtnl_links.read_one(connection, ifname="untouched")
+            channels = settings.channels().get(made.index, _NONE) if made else _NONE
+        if made is None or channels.used != _ONE_OF_EACH:
+            return 0, 0
+        return made.tx_queues, made.rx_queues or channels.receiving
+    finally:
+        os.close(space)
+
+
 def adjust(space: int, links: Iterable[Link], indices: Mapping[str, int]) -> None:
     """Make the ``links`` of ``space`` as recorded. Raises NetworkError that names the link."""
     asked = [link for link in links if link.features or link.channels or link.coalescing]
     if not asked:
         return
     with Ethtool(space) as connection:
-        features, channels, coalescing = connection.features(), connection.channels(), connection.coalescing()
+        features = connection.features() if any(link.features for link in asked) else {}
+        channels = connection.channels() if any(link.channels for link in asked) else {}
+        coalescing = connection.coalescing() if any(link.coalescing for link in asked) else {}
+        commands: list[tuple[str, tuple[int, bytes]]] = []
         for link in asked:
             index = indices[link.ifname]
-            try:
-                if wanted := _differing(link.features, features.get(index, {})):
-                    connection.set_features(index, wanted)
-                if counts := _differing(link.channels, channels.get(index, _NONE).used):
-                    connection.set_channels(index, counts)
-                if values := _differing(link.coalescing, coalescing.get(index, {})):
-                    connection.set_coalescing(index, values)
-            except KernelRefusal as error:
-                raise NetworkError(
-                    f"cannot set up the link {link.ifname}", code="link-refused", details=f"ethtool: {error.strerror}"
-                ) from error
+            if wanted := _differing(link.features, features.get(index, {})):
+                commands.append((link.ifname, _setting_features(index, wanted)))
+            if counts := _differing(link.channels, channels.get(index, _NONE).used):
+                commands.append((link.ifname, _setting(_CHANNELS_SET, _CHANNELS, index, counts)))
+            if values := _differing(link.coalescing, coalescing.get(index, {})):
+                commands.append((link.ifname, _setting(_COALESCE_SET, _COALESCE, index, values)))
+        said = connection.make_so([command for _, command in commands])
+    for (ifname, _), refusal in zip(commands, said, strict=True):
+        if refusal is not None:
+            details = f"ethtool: {refusal.strerror}"
+            raise NetworkError(f"cannot set up the link {ifname}", code="link-refused", details=details) from refusal
+
+
+def _setting_features(index: int, features: Mapping[str, bool]) -> tuple[int, bytes]:
+    bits = (
+        nested(_BIT, attribute(_BIT_NAME, string(name)), attribute(_BIT_VALUE, b"") if value else b"")
+        for name, value in features.items()
+    )
+    return _FEATURES_SET, _device(index) + nested(_WANTED, nested(_BITS, *bits))
+
+
+def _setting(command: int, names: Mapping[str, int], index: int, values: Mapping[str, int]) -> tuple[int, bytes]:
+    return command, _device(index) + b"".join(attribute(names[name], u32(value)) for name, value in values.items())
+
+
+def _device(index: int) -> bytes:
+    return nested(_DEVICE, attribute(_DEVICE_INDEX, u32(index)))
 
 
 _Value = TypeVar("_Value", bool, int)

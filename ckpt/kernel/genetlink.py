@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ckpt.kernel.netlink import Attributes, KernelRefusal, Netlink, attribute, number, parse, string
 
@@ -43,6 +43,11 @@ class GenericNetlink:
     def request(self, command: int, attributes: bytes) -> list[Attributes]:
         """What is answered, taken apart. Raises KernelRefusal."""
         return list(self._parsed(self._connection.request(self._family, self._message(command, attributes))))
+
+    def requests(self, commands: Sequence[tuple[int, bytes]]) -> list[KernelRefusal | None]:
+        """What is said to each of many commands, whatever becomes of those before it; for those without an answer."""
+        messages = [(self._family, self._message(command, attributes), 0) for command, attributes in commands]
+        return self._connection.requests(messages)
 
     def dump(self, command: int, attributes: bytes) -> list[Attributes]:
         """Everything that the kernel lists, as of one moment. Raises KernelRefusal or NetworkError."""

@@ -109,6 +109,11 @@ class Netlink:
         """The descriptor, for select."""
         return self._socket.fileno()
 
+    @property
+    def sent(self) -> int:
+        """How many messages have gone out."""
+        return self._sequence
+
     def request(self, kind: int, payload: bytes, flags: int = 0) -> list[tuple[int, bytes]]:
         """Send one message and wait for its acknowledgement; replies before it are returned. Raises KernelRefusal."""
         self._send(kind, payload, NLM_F_REQUEST | NLM_F_ACK | flags)

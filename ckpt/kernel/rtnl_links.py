@@ -132,14 +132,19 @@ class RawLink:
         return bool(self.flags & _FLAGS["up"])
 
     @property
-    def unpropagated(self) -> bool:
-        """Whether it is up and its carrier has changed, but its operational state has not yet followed."""
-        return self.up and bool(self.flags & _IFF_LOWER_UP) != bool(self.flags & _IFF_RUNNING)
-
-    @property
     def mtu(self) -> int:
         """The MTU."""
         return self.integer(_IFLA_MTU)
+
+    @property
+    def tx_queues(self) -> int:
+        """How many queues it has to send."""
+        return self.integer(_IFLA_NUM_TX_QUEUES)
+
+    @property
+    def rx_queues(self) -> int:
+        """How many queues it has to receive, 0 where the kernel does not say."""
+        return self.integer(_IFLA_NUM_RX_QUEUES)
 
     @property
     def mac(self) -> str | None:
@@ -158,6 +163,15 @@ def read_raw(connection: Netlink) -> dict[int, RawLink]:
     request = _header() + attribute(_IFLA_EXT_MASK, u32(_RTEXT_FILTER_SKIP_STATS))
     found = (decode(body) for kind, body in connection.dump(RTM_GETLINK, request) if kind == RTM_NEWLINK)
     return {link.index: link for link in found}
+
+
+def has_unpropagated(connection: Netlink) -> bool:
+    """Whether a link is up and its carrier has changed, but its operational state has not yet followed."""
+    request = _header() + attribute(_IFLA_EXT_MASK, u32(_RTEXT_FILTER_SKIP_STATS))
+    flags = (
+        _HEADER.unpack_from(body)[3] for kind, body in connection.dump(RTM_GETLINK, request) if kind == RTM_NEWLINK
+    )
+    return any(one & _FLAGS["up"] and bool(one & _IFF_LOWER_UP) != bool(one & _IFF_RUNNING) for one in flags)
 
 
 def read_one(connection: Netlink, *, ifindex: int = 0, ifname: str = "") -> RawLink | None:
@@ -227,8 +241,8 @@ class LinkReader:
             options=options,
             port_options=port_options,
             limits={name: number(found[kind]) for kind, name in _LIMITS.items() if kind in found},
-            tx_queues=raw.integer(_IFLA_NUM_TX_QUEUES),
-            rx_queues=raw.integer(_IFLA_NUM_RX_QUEUES),
+            tx_queues=raw.tx_queues,
+            rx_queues=raw.rx_queues,
             token=netlink.ip_text(token) if any(token) else "",
         )
 
@@ -438,7 +452,12 @@ def set_flags(connection: Netlink, ifindex: int, flags: Iterable[str], *, but: I
 
 def set_up(connection: Netlink, ifindex: int) -> None:
     """Bring a link up."""
-    connection.request(RTM_NEWLINK, _HEADER.pack(0, 0, ifindex, _FLAGS["up"], _FLAGS["up"]))
+    connection.request(*up_message(ifindex))
+
+
+def up_message(ifindex: int) -> tuple[int, bytes, int]:
+    """What brings a link up."""
+    return RTM_NEWLINK, _HEADER.pack(0, 0, ifindex, _FLAGS["up"], _FLAGS["up"]), 0
 
 
 def set_down(connection: Netlink, ifindex: int) -> None:

@@ -114,7 +114,7 @@ class _Walk:
             with os.scandir(f"{_ROOT}/{tree}/{device}") as found:
                 self._names[tree] = tuple(sorted(one.name for one in found if _is_kept(one, "")))
         own = {name: _read(f"{tree}/{device}/{name}") for name in self._names[tree] if name not in marks}
-        alike = (tree, *own.items(), *marks.items())
+        alike = (tree, id(marks), *own.items())
         if alike not in self._alike:
             texts = own | {name: self._text(tree, device, name, mark) for name, mark in marks.items()}
             self._alike[alike] = {name: value for name in self._names[tree] if (value := texts.get(name)) is not None}

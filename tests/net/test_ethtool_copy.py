@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ckpt.kernel import rtnl
+from ckpt.kernel import ethtool, rtnl
 from ckpt.model.travel import cannot_travel
 from tests.net.oracle import assert_copy_equal, need
 from tests.net.spaces import shell
@@ -34,3 +34,17 @@ def test_untouched_links_have_no_features_of_their_own(group: int) -> None:
     shell("ip link add br1 type bridge; ip tuntap add tp0 mode tap; ip tuntap add tn0 mode tun", group)
     network = rtnl.read_network(group)
     assert {link.ifname: dict(link.features) for link in network.links if link.features} == {}
+
+
+@pytest.mark.parametrize("usual", [(2, 2), (9, 9), (0, 0)])
+def test_queues_are_as_they_were_whatever_a_veth_gets_by_itself(
+    group: int, usual: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers that a veth has anyway are not asked for; what it really gets here is one of these, or none."""
+    made = shell("ip link add va numtxqueues 2 numrxqueues 2 type veth peer name vb; ethtool -L va rx 1 tx 1", group)
+    assert made == ""
+    real = ethtool._usual_queues()
+    monkeypatch.setattr(ethtool, "_usual_queues", lambda: real if usual == (2, 2) else usual)
+    network = assert_copy_equal(group)
+    link = network.link("va")
+    assert link is not None and (link.tx_queues, dict(link.channels)) == (2, {"rx": 1, "tx": 1})
