@@ -9,6 +9,7 @@ the translation, so that the kernel sets it up as for a first packet. Counters c
 from __future__ import annotations
 
 import contextlib
+import errno
 import secrets
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ from ckpt.model.network import ConntrackEntry, FlowTuple, Unread
 _SUBSYSTEM = 1 << 8
 _CT_NEW = _SUBSYSTEM | 0
 _CT_GET = _SUBSYSTEM | 1
+_CT_DELETE = _SUBSYSTEM | 2
 
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _PROTOINFO, _HELP, _NAT_SRC, _TIMEOUT, _MARK = 1, 2, 3, 4, 5, 6, 7, 8
 _NAT_DST, _TUPLE_MASTER, _SEQ_ADJ_ORIG, _SEQ_ADJ_REPLY, _ZONE, _LABELS, _SYNPROXY = 13, 14, 15, 16, 18, 22, 24
@@ -165,7 +167,7 @@ def create_entries(netns: int, entries: Iterable[ConntrackEntry]) -> None:
     with room, Netlink(netlink.NETFILTER, netns=netns) as connection:
         for entry in ordered:
             try:
-                connection.request(_CT_NEW, _encode(entry), netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
+                _create(connection, _encode(entry))
             except KernelRefusal as error:
                 flow = entry.original
                 raise NetworkError(
@@ -174,6 +176,18 @@ def create_entries(netns: int, entries: Iterable[ConntrackEntry]) -> None:
                     code="conntrack-refused",
                     details=error.strerror,
                 ) from error
+
+
+def _create(connection: Netlink, body: bytes) -> None:
+    try:
+        connection.request(_CT_NEW, body, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
+    except KernelRefusal as error:
+        if error.errno != errno.EEXIST:
+            raise
+        # The kernel says by itself which groups it is in, and may have done so a moment ago: what was is to be.
+        with contextlib.suppress(KernelRefusal):
+            connection.request(_CT_DELETE, body)
+        connection.request(_CT_NEW, body, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
 
 
 @contextlib.contextmanager

@@ -383,6 +383,15 @@ def test_entry_created_again_is_equal(which: str) -> None:
         assert differences(again, first) in ([], [f"/timeout: {again.timeout} != {first.timeout}"])
 
 
+def test_entry_that_the_kernel_tracks_already_is_made_as_it_was() -> None:
+    with fresh() as space:
+        shell(TRACKING, space)
+        conntrack.create_entries(space, [replace(MASTER, mark=5)])
+        conntrack.create_entries(space, [replace(MASTER, mark=7)])
+        (entry,), _ = conntrack.read_entries(space)
+    assert (entry.original, entry.mark) == (MASTER.original, 7)
+
+
 def test_expected_entry_comes_after_the_one_that_expected_it() -> None:
     child = flow(20, protocol=6, protocol_state={"state": 3}, master=CONTROL, master_protocol=6, status=0xB)
     with fresh() as space:
