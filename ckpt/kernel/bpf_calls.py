@@ -207,7 +207,8 @@ def prog_query(target: int, attach_type: int) -> tuple[int, ...]:
         if failed == errno.ENOSPC:
             room *= 2
             continue
-        if failed in (errno.EINVAL, errno.ENOENT):
+        # No such type, no bpf(2) at all, or not for us: nothing that we could have attached.
+        if failed in (errno.EINVAL, errno.ENOENT, errno.ENOSYS, errno.EPERM):
             return ()
         if failed:
             raise OSError(failed, f"query: {os.strerror(failed)}")
