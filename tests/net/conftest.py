@@ -7,10 +7,18 @@ from collections.abc import Iterator
 import pytest
 
 from ckpt.kernel import netns
-from tests.net import spaces
+from tests.net import spaces, tally
 
 # Duplicate address detection takes a second and more; tests that are about it turn it on again.
 NO_DETECTION = "sysctl -qw net.ipv6.conf.default.accept_dad=0"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell which kinds of things were copied on this machine, each with the number of tests."""
+    if lines := tally.lines():
+        terminalreporter.section("copied and compared here, in so many tests")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture

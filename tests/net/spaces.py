@@ -17,6 +17,7 @@ from ckpt.kernel import apply, netns, rtnl
 from ckpt.kernel.netlink import Netlink
 from ckpt.model.network import ConntrackEntry, Counterpart, Network, Route
 from ckpt.plan import plan_network
+from tests.net import tally
 
 SETTLING_SECONDS = 20.0
 
@@ -99,6 +100,7 @@ _EXPIRES = re.compile(r"expires [0-9a-z]+")
 
 def comparable(network: Network) -> Network:
     """``network`` without what cannot be equal in a copy, each with its reason."""
+    tally.count(network)
     return replace(
         network,
         links=tuple(
