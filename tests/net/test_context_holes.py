@@ -22,7 +22,7 @@ from ckpt.model.groupspec import GroupSpec
 from ckpt.model.process import Isolation
 from ckpt.stop import stop_group
 from tests.conftest import random_name
-from tests.net import context_lab
+from tests.net import context_lab, spaces
 from tests.net.context_lab import PEER, Lab, ip
 
 PORT = 8080
@@ -247,3 +247,38 @@ def test_capabilities_do_not_come_back_by_executing(place: Lab, state: None) -> 
 
 def test_group_sees_its_cgroup_as_the_root(place: Lab, state: None) -> None:
     assert "0::/\n" in inside_run("print(open('/proc/self/cgroup').read())")
+
+
+def test_sysctl_that_makes_sockets_v6only_is_followed(place: Lab) -> None:
+    spaces.shell("sysctl -qw net.ipv6.bindv6only=1", place.host)
+    made = place.context(ip("first", 4), ip("first", 6))
+    agent, other, peer = place.inside(made), place.inside(made), place.at_peer()
+    agent.do(f"s = socket.socket(socket.AF_INET6); s.bind(('::', {PORT})); s.listen()")
+    other.do(f"s = socket.socket(); s.bind(('', {PORT})); s.listen()")
+    for address, server in ((ip("first", 6), agent), (ip("first", 4), other)):
+        peer.do(f"c = socket.create_connection(({address!r}, {PORT}))")
+        assert server.do("s.accept()[0].getsockname()[0]") == address
+
+
+def test_host_without_ipv6_has_contexts_without_it(place: Lab) -> None:
+    spaces.shell("sysctl -qw net.ipv6.conf.all.disable_ipv6=1", place.host)
+    made = place.context(ip("first", 4), ip("second", 4))
+    agent, client, peer = place.inside(made), place.inside(made), place.at_peer()
+    agent.do(f"s = socket.socket(socket.AF_INET6); s.bind(('::', {PORT})); s.listen()")
+    for who, address in ((peer, ip("second", 4)), (client, "127.0.0.1")):
+        who.do(f"c = socket.create_connection(({address!r}, {PORT}))")
+        assert agent.do("s.accept()[0].getsockname()[0]") == f"::ffff:{address}"
+    assert client.fails(f"socket.create_connection(('::1', {PORT}))") != ""
+
+
+def test_address_that_leaves_the_host_fails_cleanly_and_works_again_when_it_is_back(place: Lab) -> None:
+    made = place.context(ip("first", 4), ip("second", 4))
+    agent, peer = place.inside(made), place.at_peer()
+    spaces.shell(f"ip addr del {context_lab.HOST['second'][0]} dev eth0", place.host)
+    agent.do("s = socket.socket()")
+    assert agent.fails(f"s.bind(({ip('second', 4)!r}, {PORT}))") == "EADDRNOTAVAIL"
+    assert place.books() == []
+    agent.do(f"s.bind(('', {PORT})); s.listen()")
+    spaces.shell(f"ip addr add {context_lab.HOST['second'][0]} dev eth0", place.host)
+    peer.do(f"c = socket.create_connection(({ip('second', 4)!r}, {PORT}))")
+    assert agent.do("s.accept()[0].getsockname()[0]") == ip("second", 4)
