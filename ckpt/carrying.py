@@ -25,6 +25,7 @@ from pathlib import Path
 from ckpt.errors import NotFoundError, UsageError
 from ckpt.image import Writer
 from ckpt.kernel import carried as kernel
+from ckpt.kernel import digests
 from ckpt.model.carried import MEMBER_PREFIX, OUT_OF_BOUNDS, CarriedFile
 from ckpt.model.checkpoint import CriuNotes
 from ckpt.model.process import FileKind, MountPlace, OpenFile, Process
@@ -106,7 +107,7 @@ def _numbered(found: Iterable[tuple[CarriedFile, str]], warnings: tuple[str, ...
     for one, source in found:
         if one.kind is FileKind.REGULAR and one.size and not (one.append and one.digest == _NOT_CARRIED):
             member = f"{MEMBER_PREFIX}{len(sources) + 1}"
-            digest = kernel.digest(source, one.size)
+            digest = digests.digest(source, one.size)
             if digest is None:
                 continue  # it is gone, or no file any more
             one = dataclasses.replace(one, member=member, digest=digest)

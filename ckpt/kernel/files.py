@@ -13,7 +13,7 @@ import re
 import stat
 import struct
 
-from ckpt.kernel import elf, syscalls
+from ckpt.kernel import digests, elf, syscalls
 from ckpt.model.process import Executable, FileKind, FileLock, MappedFile, MountPlace, OpenFile
 
 DELETED = " (deleted)"
@@ -30,8 +30,9 @@ IFF_PERSIST = 0x0800
 
 Identity = tuple[int, int]
 """Device and inode: one file."""
-Looked = tuple[int | None, int | None, str | None]
-"""Size, mode and build-id of a mapped file, as far as they can be had."""
+Looked = tuple[int | None, int | None, str | None, str | None]
+"""Size, mode, build-id and, without that, digest of a mapped file, as far as they can be had."""
+_DIGESTED_BYTES = 256 << 20
 
 
 def text(raw: bytes) -> str:
@@ -67,6 +68,7 @@ def read_executable(pid: int) -> Executable | None:
     except OSError:
         return None
     path, deleted = split_deleted(target, status.st_nlink)
+    build = elf.build_id(link)
     return Executable(
         path=path,
         device=device_name(status.st_dev),
@@ -74,8 +76,22 @@ def read_executable(pid: int) -> Executable | None:
         size=status.st_size,
         mode=status.st_mode,
         deleted=deleted,
-        build_id=elf.build_id(link),
+        build_id=build,
+        digest=None if build is not None else _digest(link, status),
     )
+
+
+_digests: dict[tuple[int, ...], str | None] = {}
+
+
+def _digest(link: str, status: os.stat_result) -> str | None:
+    """What tells a program without a build-id from another; it is read again only when it has changed."""
+    if status.st_size > _DIGESTED_BYTES:
+        return None
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if identity not in _digests:
+        _digests[identity] = digests.digest(link, status.st_size)
+    return _digests[identity]
 
 
 def _tun_info(pid: int, fd: int) -> dict[str, str]:
@@ -209,7 +225,7 @@ class FileReader:
     def _file(self, pid: int, path: str, device: str, inode: int, spans: list[tuple[str, str]]) -> MappedFile:
         executable = any("x" in perms for _, perms in spans)
         major, minor = (int(part, 16) for part in device.split(":"))
-        size, mode, build = self._look(pid, spans[0][0], (os.makedev(major, minor), inode), executable)
+        size, mode, build, digest = self._look(pid, spans[0][0], (os.makedev(major, minor), inode), executable)
         return MappedFile(
             path=path.removesuffix(DELETED),
             device=f"{major}:{minor}",
@@ -221,6 +237,7 @@ class FileReader:
             size=size,
             mode=mode,
             build_id=build,
+            digest=digest,
         )
 
     def _look(self, pid: int, span: str, identity: Identity, executable: bool) -> Looked:
@@ -231,9 +248,11 @@ class FileReader:
         try:
             status = os.stat(link)
         except OSError:
-            return None, None, None
-        build = elf.build_id(link) if executable and stat.S_ISREG(status.st_mode) else None
-        self._mapped[identity] = status.st_size, status.st_mode, build
+            return None, None, None, None
+        program = executable and stat.S_ISREG(status.st_mode)
+        build = elf.build_id(link) if program else None
+        digest = _digest(link, status) if program and build is None else None
+        self._mapped[identity] = status.st_size, status.st_mode, build, digest
         return self._mapped[identity]
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ckpt import __version__
 from ckpt.errors import CkptError
-from ckpt.kernel import arp, carried, diag, elf, hostpaths, netns, outside, probe, rtnl_kinds, rtnl_links
+from ckpt.kernel import arp, diag, digests, elf, hostpaths, netns, outside, probe, rtnl_kinds, rtnl_links
 from ckpt.kernel.files import TTY_MAJORS, device_name
 from ckpt.kernel.netlink import Netlink, ip_bytes
 from ckpt.kernel.procfs import read_text
@@ -195,7 +195,7 @@ def _read_files(needs: Sequence[FileNeed]) -> Iterator[tuple[str, FileFacts]]:
     for path in dict.fromkeys(need.path for need in needs):
         found = _read_file(path, build=path in builds, bound=path in bound)
         if found is not None and found.kind is FileKind.REGULAR and sizes.get(path, found.size + 1) <= found.size:
-            found = dataclasses.replace(found, digest=carried.digest(path, sizes[path]))
+            found = dataclasses.replace(found, digest=digests.digest(path, sizes[path]))
         if found is not None:
             yield path, found
 

@@ -85,7 +85,7 @@ class OpenFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MappedFile:
-    """A file that is mapped at least once; ``executable`` when any of its mappings is."""
+    """A file that is mapped at least once; ``executable`` when any of its mappings is. ``digest``: see Executable."""
 
     path: str
     device: str
@@ -97,11 +97,16 @@ class MappedFile:
     size: int | None = None
     mode: int | None = None
     build_id: str | None = None
+    digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Executable:
-    """The program a process runs. ``build_id`` is the hexadecimal note of the linker, if the file has one."""
+    """The program a process runs.
+
+    ``build_id`` is the hexadecimal note of the linker, if the file has one; if not, ``digest`` is BLAKE2b-256 of all
+    of it.
+    """
 
     path: str
     device: str
@@ -110,6 +115,7 @@ class Executable:
     mode: int
     deleted: bool = False
     build_id: str | None = None
+    digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -235,6 +235,7 @@ def _surroundings(process: Process) -> Iterator[FileNeed]:
             size=exe.size,
             mode=exe.mode,
             build_id=exe.build_id,
+            digest=exe.digest,
         )
     for path, role in ((process.cwd, FileRole.WORKDIR), (process.root, FileRole.ROOT)):
         if path not in ("", "/") and not path.endswith(_DELETED):
@@ -259,6 +260,7 @@ def _mapped(file: MappedFile, process: Process) -> FileNeed:
         size=file.size,
         mode=file.mode,
         build_id=file.build_id,
+        digest=file.digest,
     )
 
 
