@@ -20,7 +20,7 @@ from ckpt.model.host import FileFacts, TargetFacts
 from ckpt.model.process import FileKind, OpenFile, Process
 from ckpt.revalidate import needs_of, revalidate
 from ckpt.revalidate.carried import placements
-from tests.unit.test_revalidate import CHECKPOINT, DATA, REGULAR, SERVER, TARGET, WORK
+from tests.unit.test_revalidate import CHECKPOINT, DATA, REGULAR, SERVER, TARGET, WORK, open_file
 
 FILE = CarriedFile(path=DATA, mode=REGULAR, size=50, digest="aa", member="carried-1", inode=3, device="8:1")
 THERE = FileFacts(kind=FileKind.REGULAR, size=50, mode=REGULAR, digest="aa", inode=9, device="8:1")
@@ -137,17 +137,7 @@ def opened(stack: list[int], path: Path, flags: int) -> OpenFile:
     """The file as our own descriptor has it: it is read through that."""
     fd = os.open(path, flags)
     stack.append(fd)
-    return OpenFile(
-        fd=fd,
-        kind=FileKind.REGULAR,
-        path=str(path),
-        flags=flags,
-        position=0,
-        mount_id=1,
-        mode=REGULAR,
-        inode=1,
-        device="",
-    )
+    return open_file(fd, str(path), flags=flags)
 
 
 @pytest.fixture
@@ -160,9 +150,7 @@ def process(place: Path) -> Iterator[Process]:
         replace(opened(fds, place / "read", os.O_RDWR), deleted=True, path="/gone"),
     )
     pid = os.getpid()
-    yield Process(
-        pid=pid, ns_pids=(pid,), ppid=1, pgid=1, sid=1, name="x", state="S", start_time=1, files=files, cwd="/"
-    )
+    yield replace(CHECKPOINT.processes[0], pid=pid, files=files, maps=(), cwd="/")
     for fd in fds:
         os.close(fd)
 
@@ -185,7 +173,7 @@ def test_collect_leaves_out_what_is_large_unless_it_is_asked_for(
     monkeypatch.setattr("ckpt.carrying.LARGEST", 3)
     found = collect((process,), (), CriuNotes())
     files = {Path(one.path).name: one for one in found.files if one.kind is FileKind.REGULAR}
-    assert (files.keys(), files["log"].member, found.sources) == ({"log"}, "", {})
+    assert (list(files), files["log"].member, dict(found.sources)) == (["log"], "", {})
     assert [str(place / "data") in text for text in found.warnings] == [True]
     assert len(collect((process,), (), CriuNotes(), which=OpenFiles.ALL).sources) == 2
     assert len(collect((process,), (), CriuNotes(), [place / "data"]).sources) == 1
