@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from ckpt import plan
 from ckpt.errors import NetworkError
-from ckpt.kernel import ethtool, rtnl_bond, rtnl_links, rtnl_routes, rtnl_taken, tun
+from ckpt.kernel import ethtool, rtnl_addresses, rtnl_bond, rtnl_links, rtnl_taken, tun
 from ckpt.kernel.apply_target import Target, naming
 from ckpt.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, KernelRefusal, Netlink
 from ckpt.kernel.netns import open_own
@@ -136,8 +136,8 @@ class LinkMaker:
                 rtnl_links.enslave(self._target.outside, index, master)
             for address in other.addresses:
                 if address.scope != "link":
-                    body = rtnl_routes.encode_address(address, {address.ifname: index})
-                    self._target.outside.request(rtnl_routes.RTM_NEWADDR, body, NLM_F_CREATE | NLM_F_REPLACE)
+                    body = rtnl_addresses.encode_address(address, {address.ifname: index})
+                    self._target.outside.request(rtnl_addresses.RTM_NEWADDR, body, NLM_F_CREATE | NLM_F_REPLACE)
             if other.up:
                 rtnl_links.set_up(self._target.outside, index)
 
@@ -197,12 +197,12 @@ class LinkMaker:
     @contextlib.contextmanager
     def _lent(self, address: Address) -> Iterator[None]:
         """For the time of the block, ``address``; links come up before they get their own."""
-        body = rtnl_routes.encode_address(address, self._target.indices)
-        self._target.inside.request(rtnl_routes.RTM_NEWADDR, body, NLM_F_CREATE | NLM_F_EXCL)
+        body = rtnl_addresses.encode_address(address, self._target.indices)
+        self._target.inside.request(rtnl_addresses.RTM_NEWADDR, body, NLM_F_CREATE | NLM_F_EXCL)
         try:
             yield
         finally:
-            self._target.inside.request(rtnl_routes.RTM_DELADDR, body)
+            self._target.inside.request(rtnl_addresses.RTM_DELADDR, body)
 
     def enslave(self, step: plan.Enslave) -> None:
         """Make a link a port of its master."""

@@ -14,7 +14,16 @@ from contextlib import ExitStack
 
 from ckpt import plan
 from ckpt.errors import NetworkError
-from ckpt.kernel import rtnl, rtnl_labels, rtnl_links, rtnl_nexthops, rtnl_routes
+from ckpt.kernel import (
+    rtnl,
+    rtnl_addresses,
+    rtnl_labels,
+    rtnl_links,
+    rtnl_neighbours,
+    rtnl_nexthops,
+    rtnl_routes,
+    rtnl_rules,
+)
 from ckpt.kernel.apply_target import Target, naming
 from ckpt.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, KernelRefusal
 from ckpt.model.network import Address, Route
@@ -49,12 +58,12 @@ class RouteMaker:
         for address in extra:
             with naming("address-refused", f"address {address.address} of {address.ifname}", "remove"):
                 self._target.inside.request(
-                    rtnl_routes.RTM_DELADDR, rtnl_routes.encode_address(address, self._target.indices)
+                    rtnl_addresses.RTM_DELADDR, rtnl_addresses.encode_address(address, self._target.indices)
                 )
         added = plan.order_addresses(missing)
-        bodies = (rtnl_routes.encode_address(address, self._target.indices) for address in added)
+        bodies = (rtnl_addresses.encode_address(address, self._target.indices) for address in added)
         flags = NLM_F_CREATE | NLM_F_REPLACE
-        said = self._target.inside.requests([(rtnl_routes.RTM_NEWADDR, body, flags) for body in bodies])
+        said = self._target.inside.requests([(rtnl_addresses.RTM_NEWADDR, body, flags) for body in bodies])
         for address, refusal in zip(added, said, strict=True):
             if refusal is not None:
                 with naming("address-refused", f"address {address.address} of {address.ifname}", "add"):
@@ -171,18 +180,18 @@ class RouteMaker:
         for rule in missing:
             with naming("rule-refused", f"IPv{rule.family} rule {rule.priority}", "add"):
                 self._target.inside.request(
-                    rtnl_routes.RTM_NEWRULE, rtnl_routes.encode_rule(rule), NLM_F_CREATE | NLM_F_EXCL
+                    rtnl_rules.RTM_NEWRULE, rtnl_rules.encode_rule(rule), NLM_F_CREATE | NLM_F_EXCL
                 )
         for rule in extra:
             with naming("rule-refused", f"IPv{rule.family} rule {rule.priority}", "remove"):
-                self._target.inside.request(rtnl_routes.RTM_DELRULE, rtnl_routes.encode_rule(rule))
+                self._target.inside.request(rtnl_rules.RTM_DELRULE, rtnl_rules.encode_rule(rule))
 
     def set_neighbours(self, step: plan.SetNeighbours) -> None:
         """Set the neighbours and proxies."""
         for neighbour in step.neighbours:
             with naming("neighbour-refused", f"neighbour {neighbour.address} on {neighbour.ifname}", "add"):
-                body = rtnl_routes.encode_neighbour(neighbour, self._target.indices)
-                self._target.inside.request(rtnl_routes.RTM_NEWNEIGH, body, NLM_F_CREATE | NLM_F_REPLACE)
+                body = rtnl_neighbours.encode_neighbour(neighbour, self._target.indices)
+                self._target.inside.request(rtnl_neighbours.RTM_NEWNEIGH, body, NLM_F_CREATE | NLM_F_REPLACE)
 
 
 def _is_unreachable(error: KernelRefusal) -> bool:

@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt.errors import CkptError, NetworkError, NotFoundError, PermissionDeniedError, UnsupportedError
-from ckpt.kernel import bpf_calls, bpf_object, cgroup2, context_floor, context_maps, outside, rtnl_routes
+from ckpt.kernel import bpf_calls, bpf_object, cgroup2, context_floor, context_maps, outside, rtnl_addresses
 from ckpt.kernel.bpf_object import FLOOR, KINDS
 from ckpt.kernel.context_floor import Floor
 from ckpt.kernel.context_maps import CONFIG_KEY, CONFIG_SIZE, Claim, Surroundings
@@ -252,12 +252,12 @@ def _free_number(floor: Floor) -> int:
 
 def give_address(ifname: str, address: str) -> bool:
     """Put an address on a link; whether it was not there. A host without IPv6 has no ::1 to give either."""
-    return _set_address(rtnl_routes.RTM_NEWADDR, ifname, address)
+    return _set_address(rtnl_addresses.RTM_NEWADDR, ifname, address)
 
 
 def take_address(ifname: str, address: str) -> bool:
     """Take an address from a link; whether it was there."""
-    return _set_address(rtnl_routes.RTM_DELADDR, ifname, address)
+    return _set_address(rtnl_addresses.RTM_DELADDR, ifname, address)
 
 
 def _set_address(kind: int, ifname: str, address: str) -> bool:
@@ -266,10 +266,10 @@ def _set_address(kind: int, ifname: str, address: str) -> bool:
         return False
     text = address if "/" in address else f"{address}/{ipaddress.ip_address(address).max_prefixlen}"
     flags = ("nodad",) if ":" in address else ()
-    body = rtnl_routes.encode_address(Address(ifname=ifname, address=text, flags=flags), indices)
+    body = rtnl_addresses.encode_address(Address(ifname=ifname, address=text, flags=flags), indices)
     try:
         with Netlink() as kernel:
-            kernel.request(kind, body, _NLM_F_CREATE if kind == rtnl_routes.RTM_NEWADDR else 0)
+            kernel.request(kind, body, _NLM_F_CREATE if kind == rtnl_addresses.RTM_NEWADDR else 0)
     except KernelRefusal as error:
         if error.errno in (errno.EEXIST, errno.EADDRNOTAVAIL):
             return False

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ckpt.errors import NetworkError
-from ckpt.kernel import netlink, rtnl_links, rtnl_routes
+from ckpt.kernel import netlink, rtnl_addresses, rtnl_links
 from ckpt.kernel.netlink import KernelRefusal, Netlink
 from ckpt.model.network import Address, Link
 
@@ -59,9 +59,9 @@ def addresses() -> tuple[Address, ...]:
     """Every address of the caller's namespace."""
     names = {link.ifindex: link.ifname for link in links()}
     with Netlink() as kernel:
-        found = kernel.dump(rtnl_routes.RTM_GETADDR, rtnl_routes.ADDRESS.pack(0, 0, 0, 0, 0))
-    known = (body for _, body in found if rtnl_routes.ADDRESS.unpack_from(body)[4] in names)
-    return tuple(rtnl_routes.decode_address(body, names) for body in known)
+        found = kernel.dump(rtnl_addresses.RTM_GETADDR, rtnl_addresses.ADDRESS.pack(0, 0, 0, 0, 0))
+    known = (body for _, body in found if rtnl_addresses.ADDRESS.unpack_from(body)[4] in names)
+    return tuple(rtnl_addresses.decode_address(body, names) for body in known)
 
 
 def ports(bridge: str) -> tuple[str, ...]:

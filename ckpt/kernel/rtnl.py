@@ -23,12 +23,16 @@ from ckpt.kernel import (
     isatap,
     link_multicast,
     nft,
+    rtnl_addresses,
     rtnl_bond,
     rtnl_bridge,
+    rtnl_family,
     rtnl_labels,
     rtnl_links,
+    rtnl_neighbours,
     rtnl_nexthops,
     rtnl_routes,
+    rtnl_rules,
     sysctl,
     team,
     wireguard,
@@ -170,28 +174,28 @@ def read_addresses(connection: Netlink, names: Mapping[int, str]) -> tuple[Addre
     """All addresses of the socket's namespace, in the kernel's order."""
     found: list[Address] = []
     for family in (4, 6):
-        request = rtnl_routes.ADDRESS.pack(rtnl_routes.INET[family], 0, 0, 0, 0)
-        for kind, body in connection.dump(rtnl_routes.RTM_GETADDR, request):
-            if kind == rtnl_routes.RTM_NEWADDR and rtnl_routes.ADDRESS.unpack_from(body)[4] in names:
-                found.append(rtnl_routes.decode_address(body, names))
+        request = rtnl_addresses.ADDRESS.pack(rtnl_family.INET[family], 0, 0, 0, 0)
+        for kind, body in connection.dump(rtnl_addresses.RTM_GETADDR, request):
+            if kind == rtnl_addresses.RTM_NEWADDR and rtnl_addresses.ADDRESS.unpack_from(body)[4] in names:
+                found.append(rtnl_addresses.decode_address(body, names))
     return tuple(found)
 
 
 def has_tentative(connection: Netlink) -> bool:
     """Whether duplicate address detection has not ended for an address of a link."""
-    request = rtnl_routes.ADDRESS.pack(rtnl_routes.INET[6], 0, 0, 0, 0)
+    request = rtnl_addresses.ADDRESS.pack(rtnl_family.INET[6], 0, 0, 0, 0)
     try:
-        messages = connection.dump(rtnl_routes.RTM_GETADDR, request)
+        messages = connection.dump(rtnl_addresses.RTM_GETADDR, request)
     except NetworkError:
         return True  # of many addresses, one ends it each time that all are listed
-    return any(rtnl_routes.is_tentative(body) for kind, body in messages if kind == rtnl_routes.RTM_NEWADDR)
+    return any(rtnl_addresses.is_tentative(body) for kind, body in messages if kind == rtnl_addresses.RTM_NEWADDR)
 
 
 def read_routes(connection: Netlink, names: Mapping[int, str], unread: list[Unread]) -> tuple[Route, ...]:
     """All routes of all tables, those that the kernel made by itself included."""
     found: list[Route] = []
     for family in (4, 6):
-        request = rtnl_routes.ROUTE.pack(rtnl_routes.INET[family], 0, 0, 0, 0, 0, 0, 0, 0)
+        request = rtnl_routes.ROUTE.pack(rtnl_family.INET[family], 0, 0, 0, 0, 0, 0, 0, 0)
         for kind, body in connection.dump(rtnl_routes.RTM_GETROUTE, request):
             if kind == rtnl_routes.RTM_NEWROUTE:
                 found.append(rtnl_routes.decode_route(body, names, unread))
@@ -202,10 +206,10 @@ def read_rules(connection: Netlink, unread: list[Unread]) -> tuple[Rule, ...]:
     """The rules of both families, the kernel's three own ones included."""
     found: list[Rule] = []
     for family in (4, 6):
-        request = rtnl_routes.RULE.pack(rtnl_routes.INET[family], 0, 0, 0, 0, 0, 0, 0, 0)
-        for kind, body in connection.dump(rtnl_routes.RTM_GETRULE, request):
-            if kind == rtnl_routes.RTM_NEWRULE:
-                found.append(rtnl_routes.decode_rule(body, unread))
+        request = rtnl_rules.RULE.pack(rtnl_family.INET[family], 0, 0, 0, 0, 0, 0, 0, 0)
+        for kind, body in connection.dump(rtnl_rules.RTM_GETRULE, request):
+            if kind == rtnl_rules.RTM_NEWRULE:
+                found.append(rtnl_rules.decode_rule(body, unread))
     return tuple(found)
 
 
@@ -215,11 +219,11 @@ def read_neighbours(
     """The neighbours that somebody set, and the proxies; ``silent`` are the links that ask for none."""
     found: list[Neighbour] = []
     for family in (4, 6):
-        for flags in (0, rtnl_routes.NTF_PROXY):
-            request = rtnl_routes.NEIGHBOUR.pack(rtnl_routes.INET[family], 0, 0, flags, 0)
-            for kind, body in connection.dump(rtnl_routes.RTM_GETNEIGH, request):
-                if kind == rtnl_routes.RTM_NEWNEIGH:
-                    neighbour = rtnl_routes.decode_neighbour(body, names, silent)
+        for flags in (0, rtnl_neighbours.NTF_PROXY):
+            request = rtnl_neighbours.NEIGHBOUR.pack(rtnl_family.INET[family], 0, 0, flags, 0)
+            for kind, body in connection.dump(rtnl_neighbours.RTM_GETNEIGH, request):
+                if kind == rtnl_neighbours.RTM_NEWNEIGH:
+                    neighbour = rtnl_neighbours.decode_neighbour(body, names, silent)
                     if neighbour is not None:
                         found.append(neighbour)
     return tuple(found)

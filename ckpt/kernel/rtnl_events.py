@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ckpt.kernel import rtnl_bridge, rtnl_links, rtnl_mdb, rtnl_routes
+from ckpt.kernel import rtnl_bridge, rtnl_links, rtnl_mdb, rtnl_neighbours
 from ckpt.kernel.rtnl_links import LinkReader
 from ckpt.model.network import Network
 
@@ -19,8 +19,8 @@ _AF_UNSPEC = 0
 
 def says_nothing(kind: int, body: bytes, network: Network) -> bool:
     """Whether the event of that type tells of nothing that ``network`` holds otherwise."""
-    if kind in (rtnl_routes.RTM_NEWNEIGH, rtnl_routes.RTM_DELNEIGH):
-        return rtnl_bridge.is_learnt(body) if body[0] == rtnl_bridge.AF_BRIDGE else not rtnl_routes.is_set(body)
+    if kind in (rtnl_neighbours.RTM_NEWNEIGH, rtnl_neighbours.RTM_DELNEIGH):
+        return rtnl_bridge.is_learnt(body) if body[0] == rtnl_bridge.AF_BRIDGE else not rtnl_neighbours.is_set(body)
     if kind in (rtnl_mdb.RTM_NEWMDB, rtnl_mdb.RTM_DELMDB):
         return rtnl_mdb.is_learnt(body)
     return kind == rtnl_links.RTM_NEWLINK and body[0] == _AF_UNSPEC and _is_as_read(body, network)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-from ckpt.kernel import netlink, rtnl_routes
+from ckpt.kernel import netlink, rtnl_family, rtnl_routes
 from ckpt.kernel.netlink import KernelRefusal, Netlink, attribute, number, parse, u16, u32
 from ckpt.model.forwarding import LabelHop, LabelRoute
 from ckpt.model.network import Unread
@@ -113,6 +113,6 @@ def _hop_bytes(hop: LabelHop) -> bytes:
     if hop.via:
         is_mac = "::" not in hop.via and hop.via.count(":") == _COLONS_IN_MAC
         address = netlink.mac_bytes(hop.via) if is_mac else netlink.ip_bytes(hop.via)
-        family = _AF_PACKET if is_mac else rtnl_routes.INET[4 if len(address) == 4 else 6]
+        family = _AF_PACKET if is_mac else rtnl_family.INET[4 if len(address) == 4 else 6]
         parts += attribute(_RTA_VIA, u16(family) + address)
     return parts

@@ -20,11 +20,11 @@ from tests.net.spaces import comparable, fresh, settle, shell
 KEYS = ("a", "b", "c")
 
 ACROSS = {
-    "veth": """in a ip link add left index 7 address 02:00:00:00:00:01 type veth peer name right netns B
+    "veth": """in a ip link add left index 47 address 02:00:00:00:00:01 type veth peer name right netns B
         in a ip link set left mtu 1400 up; in b ip link set right mtu 1400 up
         in a ip addr add 10.1.0.1/24 dev left; in b ip addr add 10.1.0.2/24 dev right
         in b ip route add default via 10.1.0.1""",
-    "veths-of-one-name": """in a ip link add eth9 index 2 type veth peer name eth9 index 2 netns B
+    "veths-of-one-name": """in a ip link add eth9 index 42 type veth peer name eth9 index 42 netns B
         in a ip link set eth9 up; in b ip link set eth9 up; in b ip -6 addr add fd00::1/64 dev eth9 nodad""",
     "bridge": """in a ip link add br5 type bridge; in a ip link set br5 up
         in a ip link add pb master br5 type veth peer name eth0 netns B
@@ -33,7 +33,7 @@ ACROSS = {
         in a ip addr add 10.2.0.1/24 dev br5; in b ip addr add 10.2.0.2/24 dev eth0
         in c ip addr add fd02::3/64 dev eth0 nodad""",
     "macvlan": """in a ip link add low type veth peer name end; in a ip link set low up; in a ip link set end up
-        in a ip link add link low name mv0 netns B index 9 type macvlan mode bridge; in b ip link set mv0 up
+        in a ip link add link low name mv0 netns B index 49 type macvlan mode bridge; in b ip link set mv0 up
         in b ip addr add 10.3.0.2/24 dev mv0""",
     "macvlan-of-the-first-on-the-second": """in b ip link add low type veth peer name end; in b ip link set end up
         in b ip link set low up; in b ip link add link end name mv0 netns A type macvlan mode vepa
@@ -51,12 +51,12 @@ ACROSS = {
     "down": "in a ip link add left type veth peer name right netns B; in b ip link set right up",
     "vlan": """in a ip link add low type veth peer name end; in a ip link set low up; in a ip link set end up
         in a ip link add link low name vl5 netns B type vlan id 5; in b ip link set vl5 up""",
-    "vxcan": """in a ip link add left index 7 type vxcan peer name right netns B
+    "vxcan": """in a ip link add left index 47 type vxcan peer name right netns B
         in a ip link set left up; in b ip link set right mtu 16 up""",
-    "netkit": """in b ip link add left index 7 type netkit mode l3 blackhole peer forward name right netns A
+    "netkit": """in b ip link add left index 47 type netkit mode l3 blackhole peer forward name right netns A
         in a ip link set right mtu 1400 up; in b ip link set left up; in a ip addr add 10.1.0.1/24 dev right""",
     "ipvlan": """in a ip link add low type veth peer name end; in a ip link set low up; in a ip link set end up
-        in a ip link add link low name iv0 netns B index 9 type ipvlan mode l3; in b ip link set iv0 up
+        in a ip link add link low name iv0 netns B index 49 type ipvlan mode l3; in b ip link set iv0 up
         in b ip addr add 10.3.0.2/24 dev iv0""",
     # The index of each is that of some link in the namespace in which it was made.
     "tunnels": """in a ip link add low type veth peer name end; in a ip link set low up; in a ip link set end up
