@@ -23,7 +23,7 @@ from ckpt.kernel import (
     link_multicast,
     nft,
     rtnl_bridge,
-    rtnl_links,
+    rtnl_link_changes,
     rtnl_tc,
     sysctl,
     team,
@@ -154,7 +154,7 @@ class _Applier:
     def _set_tokens(self, step: plan.SetTokens) -> None:
         for ifname, token in step.tokens.items():
             with naming("link-refused", f"token of {ifname}", "set"):
-                rtnl_links.set_token(self._target.inside, self._target.indices[ifname], token)
+                rtnl_link_changes.set_token(self._target.inside, self._target.indices[ifname], token)
 
     def _settle_sysctls(self, step: plan.SettleSysctls) -> None:
         now = sysctl.read(self._target.netns)
@@ -165,7 +165,7 @@ class _Applier:
         sysctl.write(self._target.netns, changed)
         for ifname, mode in modes.items():
             with naming("link-refused", f"link {ifname}", "set up"):
-                rtnl_links.set_addr_gen_mode(self._target.inside, self._target.indices[ifname], mode)
+                rtnl_link_changes.set_addr_gen_mode(self._target.inside, self._target.indices[ifname], mode)
 
 
 def _has_no_template(key: str) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from ckpt import plan
 from ckpt.errors import NetworkError
-from ckpt.kernel import ethtool, rtnl_addresses, rtnl_bond, rtnl_links, rtnl_taken, tun
+from ckpt.kernel import ethtool, rtnl_addresses, rtnl_bond, rtnl_link_changes, rtnl_links, rtnl_taken, tun
 from ckpt.kernel.apply_target import Target, naming
 from ckpt.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, KernelRefusal, Netlink
 from ckpt.kernel.netns import open_own
@@ -48,9 +48,9 @@ class LinkMaker:
                     0 if peer is not None or other is None else self._target.indices.get(other.ifname, other.ifindex)
                 )
                 if peer is not None:
-                    rtnl_links.make_pair(self._target.inside, link, peer, self._target.netns)
+                    rtnl_link_changes.make_pair(self._target.inside, link, peer, self._target.netns)
                 else:
-                    rtnl_links.make(self._target.inside, link, lower=lower)
+                    rtnl_link_changes.make(self._target.inside, link, lower=lower)
             elif other.place is Place.ELSEWHERE:
                 self._make_across(link, other, peer)
             else:
@@ -67,8 +67,8 @@ class LinkMaker:
             if link.kind in PAIRED:
                 # The host chooses the index of its own end, but for a netkit that is made from there: without an index
                 # of that end it disregards ours (netkit_new_link, drivers/net/netkit.c).
-                chosen = max(rtnl_links.read_raw(self._target.outside)) + 1 if rtnl_links.is_second(link) else 0
-                rtnl_links.make_pair(self._target.inside, link, replace(other, ifindex=chosen), own)
+                chosen = max(rtnl_links.read_raw(self._target.outside)) + 1 if rtnl_link_changes.is_second(link) else 0
+                rtnl_link_changes.make_pair(self._target.inside, link, replace(other, ifindex=chosen), own)
             else:
                 self._make_on(
                     self._target.outside, link, self._outside_index(other.ifname, f"{link.ifname} stands on it")
@@ -83,14 +83,14 @@ class LinkMaker:
         as well; only a move gives it the one it shall have (IFLA_NEW_IFINDEX, Linux 5.13, eeb85a14ee34).
         """
         passing = f"ckpt{secrets.token_hex(4)}"
-        rtnl_links.make(there, replace(link, ifname=passing, ifindex=0), lower=lower)
+        rtnl_link_changes.make(there, replace(link, ifname=passing, ifindex=0), lower=lower)
         made = rtnl_links.read_one(there, ifname=passing)
         if made is None:
             raise NetworkError(f"the link {link.ifname} was taken away while it was made", code="link-missing")
         try:
-            rtnl_links.move(there, made.index, self._target.netns, ifname=link.ifname, new_ifindex=link.ifindex)
+            rtnl_link_changes.move(there, made.index, self._target.netns, ifname=link.ifname, new_ifindex=link.ifindex)
         except KernelRefusal:
-            rtnl_links.delete(there, made.index)
+            rtnl_link_changes.delete(there, made.index)
             raise
 
     def _make_across(self, link: Link, other: Counterpart, peer: Link | None) -> None:
@@ -100,7 +100,7 @@ class LinkMaker:
         """
         there = self._target.spaces[other.netns]
         if link.kind in PAIRED and peer is not None:
-            rtnl_links.make_pair(self._target.inside, link, peer, there)
+            rtnl_link_changes.make_pair(self._target.inside, link, peer, there)
             return
         with Netlink(netns=there) as connection:
             lower = rtnl_links.read_one(connection, ifname=other.ifname) if other.ifname else None
@@ -133,13 +133,13 @@ class LinkMaker:
         with naming("link-refused", f"outside end of {link.ifname}, {other.ifname},", "set up"):
             if other.master:
                 master = self._outside_index(other.master, f"{other.ifname} is a port of it")
-                rtnl_links.enslave(self._target.outside, index, master)
+                rtnl_link_changes.enslave(self._target.outside, index, master)
             for address in other.addresses:
                 if address.scope != "link":
                     body = rtnl_addresses.encode_address(address, {address.ifname: index})
                     self._target.outside.request(rtnl_addresses.RTM_NEWADDR, body, NLM_F_CREATE | NLM_F_REPLACE)
             if other.up:
-                rtnl_links.set_up(self._target.outside, index)
+                rtnl_link_changes.set_up(self._target.outside, index)
 
     def adjust_links(self, step: plan.AdjustLinks) -> None:
         """Have links keep what is recorded, and see whether they do."""
@@ -147,7 +147,7 @@ class LinkMaker:
         for link in step.links:
             with naming("link-refused", f"link {link.ifname}", "set up"):
                 master = now.get(link.master)
-                rtnl_links.change(
+                rtnl_link_changes.change(
                     self._target.inside, now[link.ifname], link, master_kind=master.kind if master else ""
                 )
         ethtool.adjust(self._target.netns, step.links, self._target.indices)
@@ -179,7 +179,7 @@ class LinkMaker:
     def raise_links(self) -> None:
         """Bring up those whose turn it is, in their order; what is refused is asked for again by itself."""
         rising, self._rising = self._rising, []
-        messages = [rtnl_links.up_message(self._target.indices[step.link.ifname]) for step in rising]
+        messages = [rtnl_link_changes.up_message(self._target.indices[step.link.ifname]) for step in rising]
         for step, refusal in zip(rising, self._target.inside.requests(messages), strict=True):
             if refusal is not None:
                 self._bring_up(step)
@@ -187,12 +187,12 @@ class LinkMaker:
     def _bring_up(self, step: plan.BringUp) -> None:
         with naming("link-refused", f"link {step.link.ifname}", "bring up"):
             try:
-                rtnl_links.set_up(self._target.inside, self._target.indices[step.link.ifname])
+                rtnl_link_changes.set_up(self._target.inside, self._target.indices[step.link.ifname])
             except KernelRefusal as error:
                 if error.errno != errno.EADDRNOTAVAIL or step.source is None:
                     raise
                 with self._lent(step.source):
-                    rtnl_links.set_up(self._target.inside, self._target.indices[step.link.ifname])
+                    rtnl_link_changes.set_up(self._target.inside, self._target.indices[step.link.ifname])
 
     @contextlib.contextmanager
     def _lent(self, address: Address) -> Iterator[None]:
@@ -211,16 +211,17 @@ class LinkMaker:
 
     def _join(self, step: plan.Enslave) -> None:
         for ifname in step.below:
-            rtnl_links.set_up(self._target.inside, self._target.indices[ifname])
+            rtnl_link_changes.set_up(self._target.inside, self._target.indices[ifname])
         if step.below:
             # A VLAN comes up with the link below it, and no bond takes a link that is up.
-            rtnl_links.set_down(self._target.inside, self._target.indices[step.ifname])
-        rtnl_links.enslave(self._target.inside, self._target.indices[step.ifname], self._target.indices[step.master])
+            rtnl_link_changes.set_down(self._target.inside, self._target.indices[step.ifname])
+        master = self._target.indices[step.master]
+        rtnl_link_changes.enslave(self._target.inside, self._target.indices[step.ifname], master)
 
     def take_down(self, link: Link) -> None:
         """Take a link down."""
         with naming("link-refused", f"link {link.ifname}", "take down"):
-            rtnl_links.set_down(self._target.inside, self._target.indices[link.ifname])
+            rtnl_link_changes.set_down(self._target.inside, self._target.indices[link.ifname])
 
     def choose_active(self, link: Link) -> None:
         """Have the bond use the port that it used; when that gets no carrier in time, it goes on with its own choice.
@@ -230,7 +231,7 @@ class LinkMaker:
         deadline = time.monotonic() + _CARRIERS
         while time.monotonic() < deadline:
             try:
-                rtnl_links.set_options(
+                rtnl_link_changes.set_options(
                     self._target.inside, self._target.indices[link.ifname], link, (rtnl_bond.ACTIVE,)
                 )
                 return
@@ -244,4 +245,4 @@ def _delete_outside(index: int, ifname: str) -> None:
         raw = rtnl_links.read_one(outside, ifindex=index)
         if raw is not None and raw.ifname == ifname and raw.kind in PAIRED:
             with contextlib.suppress(KernelRefusal):
-                rtnl_links.delete(outside, index)
+                rtnl_link_changes.delete(outside, index)

@@ -18,6 +18,7 @@ from ckpt.kernel import (
     rtnl,
     rtnl_addresses,
     rtnl_labels,
+    rtnl_link_changes,
     rtnl_links,
     rtnl_neighbours,
     rtnl_nexthops,
@@ -83,7 +84,7 @@ class RouteMaker:
                 )
             time.sleep(0.001)
         # The worker holds the lock that this waits for, until the address's own route is there too.
-        rtnl_links.touch(self._target.inside, self._target.indices["lo"])
+        rtnl_link_changes.touch(self._target.inside, self._target.indices["lo"])
 
     def set_nexthops(self, step: plan.SetNexthops) -> None:
         """Make the next hops that routes name by number."""

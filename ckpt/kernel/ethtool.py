@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from ckpt.errors import NetworkError
-from ckpt.kernel import netlink, netns, rtnl_kinds, rtnl_links, tun
+from ckpt.kernel import netlink, netns, rtnl_kinds, rtnl_link_changes, rtnl_links, tun
 from ckpt.kernel.genetlink import GenericNetlink
 from ckpt.kernel.netlink import Attributes, KernelRefusal, Netlink, attribute, nested, number, pairs, parse, string, u32
 from ckpt.model.network import Link
@@ -156,10 +156,10 @@ def _untouched(kind: str, tun_type: str) -> Features:
             elif kind == "tun":
                 tun.make(space, replace(wanted, options={"type": tun_type}))
             else:
-                rtnl_links.make(connection, Link(ifname=_LOWER, kind="veth"))
+                rtnl_link_changes.make(connection, Link(ifname=_LOWER, kind="veth"))
                 lower = rtnl_links.read_one(connection, ifname=_LOWER)
                 stands = kind not in ("veth", "bridge", "dummy", "ifb")
-                rtnl_links.make(connection, wanted, lower=lower.index if stands and lower else 0)
+                rtnl_link_changes.make(connection, wanted, lower=lower.index if stands and lower else 0)
             made = rtnl_links.read_one(connection, ifname=wanted.ifname)
         with Ethtool(space) as features:
             return features.features().get(made.index, {}) if made else {}
@@ -189,7 +189,7 @@ def _usual_queues() -> tuple[int, int]:
     space = netns.create()
     try:
         with Netlink(netns=space) as connection, Ethtool(space) as settings:
-            rtnl_links.make(connection, Link(ifname="untouched", kind="veth"))
+            rtnl_link_changes.make(connection, Link(ifname="untouched", kind="veth"))
             made = rtnl_links.read_one(connection, ifname="untouched")
             channels = settings.channels().get(made.index, _NONE) if made else _NONE
         if made is None or channels.used != _ONE_OF_EACH:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ckpt.errors import NetworkError
-from ckpt.kernel import netlink, rtnl_addresses, rtnl_links
+from ckpt.kernel import netlink, rtnl_addresses, rtnl_link_changes, rtnl_links
 from ckpt.kernel.netlink import KernelRefusal, Netlink
 from ckpt.model.network import Address, Link
 
@@ -85,12 +85,12 @@ def ensure_bridge(ifname: str) -> bool:
     """A bridge called ``ifname``, up; whether it was made now."""
     try:
         with Netlink() as kernel:
-            rtnl_links.make(kernel, Link(ifname=ifname, kind="bridge"))
+            rtnl_link_changes.make(kernel, Link(ifname=ifname, kind="bridge"))
             link = find(ifname)
             if link is not None:
                 now = Link(ifname=ifname, kind="bridge", ifindex=link.ifindex)
-                rtnl_links.change(kernel, now, replace(now, alias=MARK))
-                rtnl_links.set_up(kernel, link.ifindex)
+                rtnl_link_changes.change(kernel, now, replace(now, alias=MARK))
+                rtnl_link_changes.set_up(kernel, link.ifindex)
     except KernelRefusal as error:
         if error.errno == errno.EEXIST:
             return False
@@ -110,7 +110,7 @@ def delete(ifname: str) -> bool:
         return False
     try:
         with Netlink() as kernel:
-            rtnl_links.delete(kernel, link.ifindex)
+            rtnl_link_changes.delete(kernel, link.ifindex)
     except KernelRefusal as error:
         # The other end's namespace may take it away at this very moment.
         if error.errno == errno.ENODEV:

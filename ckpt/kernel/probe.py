@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ckpt.kernel import netns, rtnl_links
+from ckpt.kernel import netns, rtnl_link_changes
 from ckpt.kernel.netlink import KernelRefusal, Netlink
 from ckpt.model.network import Link
 
@@ -39,7 +39,7 @@ def missing_link_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
         with Netlink(netns=namespace) as kernel:
             for kind in kinds:
                 try:
-                    rtnl_links.make(kernel, Link(ifname=f"p-{kind}", kind=kind))
+                    rtnl_link_changes.make(kernel, Link(ifname=f"p-{kind}", kind=kind))
                 except KernelRefusal as error:
                     # Other refusals come from the kind itself, which is therefore there (a macvlan wants a link below).
                     if error.errno == errno.EOPNOTSUPP:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ckpt.kernel import rtnl_bridge, rtnl_links, rtnl_mdb, rtnl_neighbours
+from ckpt.kernel import rtnl_bridge, rtnl_link_numbers, rtnl_links, rtnl_mdb, rtnl_neighbours
 from ckpt.kernel.rtnl_links import LinkReader
 from ckpt.model.network import Network
 
@@ -23,7 +23,7 @@ def says_nothing(kind: int, body: bytes, network: Network) -> bool:
         return rtnl_bridge.is_learnt(body) if body[0] == rtnl_bridge.AF_BRIDGE else not rtnl_neighbours.is_set(body)
     if kind in (rtnl_mdb.RTM_NEWMDB, rtnl_mdb.RTM_DELMDB):
         return rtnl_mdb.is_learnt(body)
-    return kind == rtnl_links.RTM_NEWLINK and body[0] == _AF_UNSPEC and _is_as_read(body, network)
+    return kind == rtnl_link_numbers.RTM_NEWLINK and body[0] == _AF_UNSPEC and _is_as_read(body, network)
 
 
 def _is_as_read(body: bytes, network: Network) -> bool:
