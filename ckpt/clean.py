@@ -125,9 +125,10 @@ class _Search:
         for work in self._dead:
             yield from self._operation(work)
         yield from self._locks_of_groups()
-        yield from self._locks_of_the_host()
         yield from self._groups()
+        # Their addresses go before the locks: the host would answer for what has no socket.
         yield from self._contexts()
+        yield from self._locks_of_the_host()
         yield from self._bridges()
         yield from _migrations()
         yield from _files()

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ckpt.kernel import ending
+from ckpt.model.process import Isolation
 from tests.conftest import random_name
 from tests.criu.fault_lab import Hammer, Survivor, patient
 from tests.criu.groups import Group, Starter, python, wait_for
@@ -51,6 +52,14 @@ def host(start: Starter, stack: ExitStack) -> Survivor:
     survivor = _with_stream(group, start, stack)
     survivor.in_hosts_namespace = True
     group.round_trip()
+    return survivor
+
+
+def context(start: Starter, stack: ExitStack) -> Survivor:
+    """A stream server in an IP-set context, with addresses that ckpt puts on the bridge and takes away."""
+    group = start.stream_server("--family", "v4", isolation=Isolation.IPSET)
+    survivor = _with_stream(group, start, stack)
+    survivor.in_hosts_namespace = True
     return survivor
 
 

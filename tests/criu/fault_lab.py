@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckpt import clean, registry
+from ckpt import clean, context, registry
 from ckpt.image import Reader
 from ckpt.kernel import netns, syscalls
 from ckpt.kernel.proc import read_tree, tree_pids
@@ -145,6 +145,7 @@ def left_behind(images: Path) -> list[str]:
     found += [f"file {path}" for path in state.rglob("*") if path.is_file() and _is_transient(path, state)]
     found += [f"file {path}" for path in Path("/tmp").glob(".criu*")]
     found += [f"lock {name} in namespace {inode}" for inode, name in locks()]
+    found += [f"context {name}" for name in context.names() if registry.find(name) is None]
     known = {pid for entry in registry.entries() for pid in tree(entry.pid)}
     found += [f"process {pid}: {command}" for pid, command in lab.strays().items() if pid not in known]
     for entry in registry.entries():
@@ -154,6 +155,8 @@ def left_behind(images: Path) -> list[str]:
 
 def _is_transient(path: Path, state: Path) -> bool:
     known = path.parent in (state / "groups", state / "locks") and path.suffix == ".json"
+    # Pins of programs, for as long as there is a context.
+    known = known or (path.parent == state / "bpf" and bool(context.names()))
     return not known and path not in (state / "lock", state / "criu") and path.suffix != ".log"
 
 
