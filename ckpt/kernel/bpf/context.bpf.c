@@ -862,19 +862,19 @@ struct packet {
     struct address source, destination;
     __u32 source_port, destination_port;
     __u8 protocol;
-    __u8 begins; /* a datagram, or a SYN without ACK */
+    __u8 begins; /* a datagram, a SYN without ACK, or what we cannot read; the kernel itself answers with the others */
 };
 
 INLINE int read_ports(const struct __sk_buff *skb, __u32 at, struct packet *p) {
     __u16 ports[2] = {};
     __u8 tcp_flags = 0;
+    p->begins = p->protocol != IPPROTO_ICMP && p->protocol != IPPROTO_ICMPV6;
     if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP)
         return 1;
     if (load_bytes(skb, at, ports, sizeof(ports)))
         return 0;
     p->source_port = swapped(ports[0]);
     p->destination_port = swapped(ports[1]);
-    p->begins = p->protocol == IPPROTO_UDP;
     if (p->protocol == IPPROTO_TCP) {
         if (load_bytes(skb, at + 13, &tcp_flags, 1))
             return 0;
