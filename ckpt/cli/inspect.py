@@ -12,9 +12,11 @@ import click
 from ckpt.cli import render
 from ckpt.cli.options import common, settings
 from ckpt.model.network import LOCAL_TABLE
+from ckpt.model.process import FileKind
 
 if TYPE_CHECKING:
     from ckpt.image import FileInfo, Header
+    from ckpt.model.carried import CarriedFile
     from ckpt.model.checkpoint import Checkpoint, Group
     from ckpt.model.network import Link, Network, Route
     from ckpt.model.process import Process
@@ -60,6 +62,7 @@ def command(image: Path) -> None:
         click.echo(f"nested network namespace {render.printable(names)}")
         click.echo()
         _network(nested.network)
+    _carried(content.checkpoint.carried)
     _files(content.files)
 
 
@@ -187,6 +190,26 @@ def _hops(route: Route) -> str:
         " ".join(filter(None, (gateway and f"via {gateway}", ifname and f"dev {ifname}"))) for gateway, ifname in hops
     ]
     return ", ".join(filter(None, words))
+
+
+def _carried(files: Sequence[CarriedFile]) -> None:
+    """What travels of the host's files; the directories around them are only counted."""
+    shown = [one for one in files if one.kind is not FileKind.DIRECTORY or settings().verbose]
+    rows = [
+        (
+            one.path + (f" → {one.target}" if one.target else ""),
+            one.kind,
+            f"{one.mode & 0o7777:04o}",
+            f"{one.uid}:{one.gid}",
+            render.size(one.size) + ("" if one.member or not one.size else ", left out"),
+        )
+        for one in shown
+    ]
+    if rows:
+        render.table(("PATH", "KIND", ">MODE", "OWNER", ">SIZE"), rows, title="files that travel along")
+    if len(shown) < len(files):
+        click.echo(f"also: {len(files) - len(shown)} directories")
+        click.echo()
 
 
 def _files(files: Sequence[FileInfo]) -> None:

@@ -1,8 +1,9 @@
 """Makes the real images of `images/golden/`: small groups, dumped in a place that says nothing of this machine.
 
-    unshare --net --mount --uts --propagation private .venv/bin/python -m tests.criu.golden_images DIRECTORY
+    unshare --net --mount --uts --propagation private .venv/bin/python -m tests.criu.golden_images DIRECTORY [NAME]...
 
-Run by hand, in the root cgroup, when a format version is new; an image of the repository is never made again.
+Run by hand, in the root cgroup, when a format version is new or holds something new; an image of the repository is
+never made again.
 """
 
 from __future__ import annotations
@@ -62,6 +63,19 @@ def redis() -> None:
         ckpt("dump", "redis", "-o", "/run/images/redis.ckpt")
 
 
+def writer() -> None:
+    """Files that travel along: a log, a state file, and a directory that was named, with a link and an empty file."""
+    conf = Path("/run/srv/conf")
+    conf.mkdir(parents=True)
+    (conf / "settings").write_text("level = 3\n" * 20_000)
+    (conf / "empty").touch()
+    (conf / "current").symlink_to("settings")
+    script = "cd /run/srv; echo begun >> log; exec 3<>state; echo 7 >&3; exec sleep 1000000 >> log"
+    ckpt("run", "--clear-env", "--name", "writer", "--", "sh", "-c", script)
+    time.sleep(1)
+    ckpt("dump", "writer", "--with-file", str(conf), "-o", "/run/images/writer.ckpt")
+
+
 def ckpt(*words: str) -> None:
     program = Path(sys.executable).with_name("ckpt")
     subprocess.run([program, *words], check=True, env={**PLAIN, **RUN}, cwd="/", stdin=subprocess.DEVNULL)
@@ -72,8 +86,9 @@ def main() -> None:
     target = Path(sys.argv[1]).absolute()
     descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
     stage()
-    for make in (sleeper, redis):
-        make()
+    for make in (sleeper, redis, writer):
+        if make.__name__ in (sys.argv[2:] or [make.__name__]):
+            make()
     for image in Path("/run/images").glob("*.ckpt"):
         copy = os.open(image.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=descriptor)
         with os.fdopen(copy, "wb") as out:
