@@ -11,7 +11,8 @@ from tests.net.spaces import shell
 FOUR = "local 10.0.0.1 remote 10.0.0.2"
 SIX = "local fd00::1 remote fd00::2"
 
-# The lower links v0 and v1 are a pair inside; dangling indices are those of links that were deleted.
+# The lower links v0 and v1 are a pair inside. Kinds without addresses of their own make IPv6 addresses with a flag that
+# nobody can give (stable-privacy), so they are told not to.
 TUNNELS = {
     "vxlan": f"ip link add t0 address 02:00:00:00:00:07 type vxlan id 5 dstport 4789 {FOUR}",
     "vxlan-options": """ip link add t0 type vxlan id 6 group 239.1.1.1 dev v0 dstport 4790 ttl 5 tos 8 ageing 77 \
@@ -69,11 +70,12 @@ TUNNELS = {
         ip link add t2 type ip6tnl local fd00::1 remote fd00::4 mode ip6ip6 hoplimit 0
         ip link add t3 type ip6tnl remote fd00::5""",
     "ip6tnl-external": "ip link add t0 type ip6tnl external",
-    "ip6tnl-encapsulated": f"ip link add t0 type ip6tnl {SIX} encap fou encap-sport 77 encap-dport 78 encap-csum6",
+    "ip6tnl-encapsulated": f"ip link add t0 type ip6tnl {SIX} encap fou encap-sport 77 encap-dport 78 encap-csum",
     "vti": f"ip link add t0 type vti {FOUR} ikey 5 okey 6 dev v0 fwmark 9; ip link add t1 type vti key 1.2.3.4",
     "vti6": f"ip link add t0 type vti6 {SIX} ikey 5 okey 6 dev v0 fwmark 9; ip link add t1 type vti6 key 1.2.3.4",
-    "xfrm": "ip link add t0 type xfrm if_id 5 dev v0; ip link add t1 type xfrm if_id 0x6",
-    "xfrm-external": "ip link add t0 type xfrm external",
+    "xfrm": """ip link add t0 type xfrm if_id 5 dev v0; ip link add t1 type xfrm if_id 0x6
+        ip link set t0 addrgenmode none; ip link set t1 addrgenmode none""",
+    "xfrm-external": "ip link add t0 type xfrm external; ip link set t0 addrgenmode none",
     "bareudp": "ip link add t0 type bareudp dstport 6635 ethertype mpls_uc srcportmin 1000",
     "bareudp-multiproto": "ip link add t0 type bareudp dstport 6636 ethertype ipv4 multiproto",
     "on-a-tunnel": f"""ip link add t0 index 90 type gre {FOUR} dev v0
