@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from ckpt.model.carried import CarriedFile
 from ckpt.model.checkpoint import Checkpoint, CriuNotes, Mount
+from ckpt.model.fallback import travels
 from ckpt.model.host import FileNeed, FileRole, Needs, PeerPath, Probe
 from ckpt.model.network import PAIRED, Address, Link, Network, Place
 from ckpt.model.process import FileKind, Isolation, MappedFile, OpenFile, Process
@@ -120,8 +121,8 @@ def _probes(networks: Networks) -> Iterator[Probe]:
 
 
 def _kinds(networks: Networks, *, bridge_made: bool) -> tuple[str, ...]:
-    links = [link for network in networks.values() for link in network.links]
-    kinds = {link.kind for link in links if link.kind not in _LOOPBACK_KINDS and not link.fallback}
+    links = [link for network in networks.values() for link in network.links if travels(link, network)]
+    kinds = {link.kind for link in links if link.kind not in _LOOPBACK_KINDS}
     return tuple(sorted(kinds | ({"bridge"} if bridge_made else set())))
 
 

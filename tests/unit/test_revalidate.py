@@ -617,6 +617,13 @@ def test_needs_of_isolated_group_asks_for_its_segments_and_no_pids() -> None:
     assert (found.pids, found.ports) == ((), ())
 
 
+def test_needs_of_group_ask_for_the_kind_of_a_fallback_device_that_was_used() -> None:
+    assert CHECKPOINT.network is not None
+    for flags, kinds in (((), ("macvlan", "veth")), (("up",), ("ipip", "macvlan", "veth"))):
+        links = (*CHECKPOINT.network.links, Link(ifname="tunl0", kind="ipip", flags=flags))
+        assert needs_of(replace(CHECKPOINT, network=replace(CHECKPOINT.network, links=links))).kinds == kinds
+
+
 def test_needs_of_plain_group_asks_for_pids_and_ports() -> None:
     found = needs_of(PLAIN)
     assert found.pids == (71,)
