@@ -179,3 +179,27 @@ def test_dump_that_leaves_running_holds_what_was_there_then(group: Group, place:
     group.restore()
     assert (place / "log").read_text() == "asked 1\nasked 2\n"
     assert asked(group) == 3
+
+
+NOTE = b"\x04\x00\x00\x00\x14\x00\x00\x00\x03\x00\x00\x00GNU\x00"
+
+
+def test_restore_with_another_program_of_the_same_size_blocks(start: Starter, tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    content = Path("/bin/sleep").read_bytes()
+    assert content.count(NOTE) == 1
+    # Without the note that is its build-id only the content tells it from another.
+    program.write_bytes(content.replace(NOTE, NOTE.replace(b"\x03\x00\x00\x00GNU", b"\x7f\x00\x00\x00GNU")))
+    program.chmod(0o755)
+    group = start([str(program), "inf"])
+    group.dump()
+    original = program.read_bytes()
+    other = bytearray(original)
+    other[-1] ^= 1
+    program.write_bytes(other)
+    with pytest.raises(RefusedError) as caught:
+        group.restore()
+    assert caught.value.code == "exe-differs"
+    assert "its content is another one" in (caught.value.details or "")
+    program.write_bytes(original)
+    group.restore()

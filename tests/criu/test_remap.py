@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any
 
 import pytest
 
+from ckpt import sections
 from ckpt.errors import RefusedError
+from ckpt.image import Reader
+from ckpt.kernel import criu
 from ckpt.mapping import Mapping, parse_mapping
 from ckpt.model.finding import Severity
-from ckpt.restore import RestoreReport
+from ckpt.restore import RestoreReport, examine
 from tests.criu.groups import Group, Starter, python
 from tests.criu.segment import Addresses, Segment, made, run
 from tests.criu.test_command import ckpt
@@ -172,3 +176,90 @@ def test_command_maps_from_words_and_a_file(start: Starter, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert said(group.segment, new.v6, 7071) == f"tcp udp {new.v4} {new.v4}\n"
     assert os.path.exists(f"/proc/{json.loads(done.stdout)['pid']}")
+
+
+NETWORK = (
+    "ip route add 203.0.113.0/24 via 10.77.0.1 src {v4}",
+    "ip route add 198.51.100.0/24 dev eth0 src {v4} table 77",
+    "ip rule add from 10.77.0.0/24 table 77 priority 900",
+    "ip neigh add 10.77.0.9 lladdr 02:00:00:00:00:09 dev eth0",
+    "ip link add vx type vxlan id 7 local {v4} remote 10.77.0.9 dstport 4789",
+    (
+        "nft table inet f {{ set s {{ type ipv4_addr; flags interval; elements = {{ 10.77.0.0/28 }}; }};"
+        " chain c {{ type filter hook input priority 0; ip daddr {v4} counter; ip saddr @s counter; }}; }}"
+    ),
+)
+
+
+def shown(group: Group) -> dict[str, str]:
+    commands = (
+        "ip rule",
+        "ip route show table all type unicast",
+        "ip neigh show nud permanent",
+        "ip -d link show vx",
+        "nft list ruleset",
+    )
+    return {command: inside(group, *command.split()) for command in commands}
+
+
+def test_restore_of_a_whole_network_in_another_prefix(start: Starter) -> None:
+    addresses = start.segment.addresses()
+    group = start(
+        python("named_sockets.py", addresses.v4, addresses.v6), addresses=addresses, gateways=(start.segment.host.v4,)
+    )
+    group.wait_for_log("ready")
+    for command in NETWORK:
+        words = command.format(v4=addresses.v4)
+        inside(group, *(["nft", words.removeprefix("nft ")] if words.startswith("nft") else words.split()))
+    before = shown(group)
+    group.dump()
+    run("ip", "addr", "add", "10.88.0.1/24", "dev", group.segment.bridge)
+    group.segment.in_client("ip", "addr", "add", "10.88.0.2/24", "dev", "eth0")
+    report = group.restore(mapping=parse_mapping(["10.77.0.0/24=10.88.0.0/24"]))
+    assert [one for one in report.findings if one.severity is not Severity.OK] == []
+    new = addresses.v4.replace("10.77.", "10.88.")
+    assert said(group.segment, new) == f"tcp udp {new} {new}\n"
+    for command, text in shown(group).items():
+        wanted = before[command].replace("10.77.", "10.88.")
+        assert text_of(text) == text_of(wanted), command
+
+
+def text_of(text: str) -> list[str]:
+    """Lines without what counts, ages, or is numbered anew."""
+    passing = r"packets \d+ bytes \d+|expires \S+|link-netnsid \d+|^.*fe80.*$"
+    return sorted(line.rstrip() for line in re.sub(passing, "", text, flags=re.MULTILINE).splitlines() if line.strip())
+
+
+def test_restore_where_a_stranger_has_the_new_address_blocks(start: Starter) -> None:
+    group = start.stream_server()
+    new, mapping = other(group)
+    group.dump()
+    group.segment.in_client("ip", "addr", "add", f"{new.v4}/24", "dev", "eth0")
+    with pytest.raises(RefusedError) as caught:
+        group.restore(mapping=mapping)
+    assert caught.value.code == "address-in-use"
+    assert f"{new.v4}: " in (caught.value.details or "") and f"{new.v6}: " not in (caught.value.details or "")
+    group.segment.in_client("ip", "addr", "del", f"{new.v4}/24", "dev", "eth0")
+    group.restore(mapping=mapping)
+
+
+def test_examine_tells_the_source_that_has_the_address_from_a_stranger(start: Starter) -> None:
+    group = start.stream_server()
+    group.dump(leave_running=True)
+    with Reader(group.image) as reader:
+        checkpoint = sections.read(reader)
+    program = criu.find(None)
+
+    def found(*, moves: bool) -> dict[str, str]:
+        name = f"{checkpoint.group.name}-2"
+        # Without the registry's word for it, as on another host.
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("ckpt.registry.entries", list)
+            findings = examine(checkpoint, program, name, moves=moves)
+        return {one.subject: one.code for one in findings if one.code.startswith("address")}
+
+    v4, v6 = group.addresses.v4, group.addresses.v6
+    assert found(moves=False) == {v4: "address-in-use", v6: "address-in-use"}
+    assert found(moves=True) == {v4: "address-held", v6: "address-held"}
+    group.segment.in_client("ip", "addr", "add", f"{v4}/24", "dev", "eth0")
+    assert found(moves=True) == {v4: "address-in-use", v6: "address-held"}
