@@ -86,7 +86,7 @@ def cover(floor: Floor, directory: Path) -> None:
     links = tuple(link for link in outside.links() if not context_steer.is_attached(link.ifindex))
     if not links:
         return
-    program = bpf_object.built().load(_STEER, {"books": floor.books})
+    program = bpf_object.built().load(_STEER, {"books": floor.books, "listeners": floor.listeners})
     try:
         for link in links:
             context_steer.attach(link.ifindex, program, directory.parent)

@@ -321,6 +321,22 @@ def test_datagram_socket_on_any_answers_from_the_subnet_of_the_client(place: Lab
         peer.do("s.close()")
 
 
+@pytest.mark.parametrize("family", ["v4", "v6", "dual"])
+def test_datagram_in_fragments_arrives_on_every_address(place: Lab, one: Context, family: str) -> None:
+    agent, peer, other = place.inside(one), place.at_peer(), place.inside(one)
+    serve(agent, "udp", "v4" if family == "v4" else "v6", "" if family == "v4" else "::")
+    for number in {"v4": (4,), "v6": (6,), "dual": (4, 6)}[family]:
+        for which in ("second", "first", "second"):
+            peer.do(make("udp", f"v{number}", "c"))
+            peer.do(f"c.sendto(b'x' * 9000, ({ip(which, number)!r}, {PORT}))")
+            assert agent.do("len(s.recv(65536))") == 9000
+    # and those that are whole go on as before
+    assert reaches(peer, agent, "udp", ip("second", 6 if family == "v6" else 4))
+    agent.do("s.close()")
+    other.do(make("udp", "v6"))
+    other.do(f"s.bind(('::', {PORT}))")
+
+
 @pytest.mark.parametrize("family", ["v4", "v6"])
 def test_datagram_answer_with_a_chosen_source_has_it(place: Lab, one: Context, family: str) -> None:
     """A server that asks where a datagram came in (IP_PKTINFO) answers from there, from the first address too."""

@@ -161,6 +161,7 @@ char its_compiler[] SEC("compiler") = __VERSION__;
 #define IPPROTO_ICMP 1
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
+#define IPPROTO_FRAGMENT 44
 #define IPPROTO_ICMPV6 58
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
@@ -957,8 +958,6 @@ SEC("floor/lookup") int lookup(struct bpf_sk_lookup *ctx) {
     struct key key = {};
     struct address primary;
     __u32 flags;
-    if (ctx->protocol != IPPROTO_TCP)
-        return SK_PASS;
     if (ctx->family == AF_INET) {
         __u32 v4 = ctx->local_ip4;
         barrier_var(v4); /* else clang reads through a sum of ctx, which the verifier refuses */
@@ -970,7 +969,7 @@ SEC("floor/lookup") int lookup(struct bpf_sk_lookup *ctx) {
         key.address.word[3] = ctx->local_ip6[3];
     }
     key.port = ctx->local_port;
-    key.protocol = IPPROTO_TCP;
+    key.protocol = ctx->protocol;
     if (!find_claim(&key, &primary, &flags))
         return SK_PASS;
     key.address = primary;
@@ -995,21 +994,31 @@ SEC("floor/steer") int steer(struct __sk_buff *skb) {
     struct bpf_sock *sk;
     __u16 ports[2];
     __u32 flags, size, at;
-    __u8 head[40];
+    __u8 head[40], part[8], fragments = 0;
     if (skb->protocol == swapped(0x0800)) {
         __u32 v4;
         if (load_relative(skb, 0, head, 20, BPF_HDR_START_NET) || head[9] != IPPROTO_UDP)
             return -1;
         if (head[7] | (head[6] & 0x1f))
             return -1; /* not the first fragment */
+        fragments = head[6] & 0x20;
         __builtin_memcpy(&v4, head + 16, 4);
         of_v4(&key.address, v4);
         at = (head[0] & 15) * 4;
     } else if (skb->protocol == swapped(0x86dd)) {
-        if (load_relative(skb, 0, head, 40, BPF_HDR_START_NET) || head[6] != IPPROTO_UDP)
+        if (load_relative(skb, 0, head, 40, BPF_HDR_START_NET))
             return -1;
         __builtin_memcpy(&key.address, head + 24, 16);
         at = 40;
+        if (head[6] == IPPROTO_FRAGMENT) {
+            if (load_relative(skb, 40, part, sizeof(part), BPF_HDR_START_NET) || part[2] | (part[3] & 0xf8))
+                return -1;
+            head[6] = part[0];
+            at = 48;
+            fragments = 1;
+        }
+        if (head[6] != IPPROTO_UDP)
+            return -1;
     } else {
         return -1;
     }
@@ -1030,9 +1039,15 @@ SEC("floor/steer") int steer(struct __sk_buff *skb) {
     }
     /* No source: what is wanted is the socket that is not connected. */
     sk = lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-    if (sk) {
+    if (!sk)
+        return -1;
+    if (fragments) {
+        /* Putting them together forgets the socket, so that it has to be found again. */
+        key.address = primary;
+        map_update(&listeners, &key, sk, BPF_NOEXIST);
+    } else {
         sk_assign(skb, sk, 0);
-        sk_release(sk);
     }
+    sk_release(sk);
     return -1; /* TCX_NEXT, TC_ACT_UNSPEC: other programs have their say */
 }
