@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ckpt.clean import clean as clean_host
+    from ckpt.context import change as change_context
+    from ckpt.context import enter as enter_context
+    from ckpt.context import report as read_context
+    from ckpt.context import reports as read_contexts
     from ckpt.diff import diff as diff_checkpoints
     from ckpt.dump import dump_group
     from ckpt.errors import CkptError
     from ckpt.live import read_checkpoint
+    from ckpt.model.context import Limits as ContextLimits
     from ckpt.model.finding import Finding
     from ckpt.model.groupspec import GroupSpec
     from ckpt.registry import GroupEntry
@@ -27,16 +32,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CkptError",
+    "ContextLimits",
     "Finding",
     "GroupEntry",
     "GroupSpec",
     "__version__",
+    "change_context",
     "clean_host",
     "diff_checkpoints",
     "dump_group",
+    "enter_context",
     "group",
     "groups",
     "read_checkpoint",
+    "read_context",
+    "read_contexts",
     "restore_group",
     "run_group",
     "start_group",
@@ -47,6 +57,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CkptError": ("ckpt.errors", "CkptError"),
+    "ContextLimits": ("ckpt.model.context", "Limits"),
     "Finding": ("ckpt.model.finding", "Finding"),
     "GroupEntry": ("ckpt.registry", "GroupEntry"),
     "GroupSpec": ("ckpt.model.groupspec", "GroupSpec"),
@@ -56,9 +67,13 @@ _HOMES = {
     "restore_group": ("ckpt.restore", "restore_group"),
     "run_group": ("ckpt.run", "run_group"),
     "start_group": ("ckpt.run", "start_group"),
+    "change_context": ("ckpt.context", "change"),
     "clean_host": ("ckpt.clean", "clean"),
     "diff_checkpoints": ("ckpt.diff", "diff"),
     "dump_group": ("ckpt.dump", "dump_group"),
+    "enter_context": ("ckpt.context", "enter"),
+    "read_context": ("ckpt.context", "report"),
+    "read_contexts": ("ckpt.context", "reports"),
     "stop_group": ("ckpt.stop", "stop_group"),
 }
 

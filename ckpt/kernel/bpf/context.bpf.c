@@ -192,7 +192,7 @@ INLINE int is_loopback6(const struct address *a) {
     return !(a->word[0] | a->word[1] | a->word[2]) && a->word[3] == __builtin_bswap32(1);
 }
 
-/* As bytes on the wire: [0] is the first. */
+/* An IPv4 address is a word in the order of the wire: its lowest byte is the first. */
 INLINE int is_127(__u32 v4) { return (v4 & 0xff) == 127; }
 INLINE int is_127_0_0(__u32 v4) { return (v4 & 0xffffff) == 127; }
 INLINE __u32 last_byte(__u32 v4) { return v4 & 0xff000000; }
@@ -212,7 +212,7 @@ INLINE __u32 outwards4(const struct config *c, __u32 v4) {
     return (v4 & 0xffffff) == (c->loopback4 & 0xffffff) ? 127 | last_byte(v4) : v4;
 }
 
-/* Whether a port is in one of the ranges. Without branches, for which the verifier is grateful. */
+/* Whether a port is in a range. Without branches: each would double what the verifier has to follow. */
 INLINE __u32 is_in(__u32 port, __u32 low, __u32 span) { return 1 - (((__u64)span - (__u16)(port - low)) >> 63); }
 
 INLINE __u32 is_allowed(const struct member *m, __u8 protocol, __u32 port) {
@@ -250,9 +250,9 @@ INLINE int refuse(int error) {
 
 /* -- the books ---------------------------------------------------------------------------------------------------- */
 
-#define TRIES 3
+#define TRIES 3 /* when others change the entry at the same moment */
 
-/* 0: it is ours. */
+/* Enter a socket; 0, or the error with which its bind fails. */
 INLINE int claim(const struct key *key, struct claim *wanted) {
 #pragma clang loop unroll(disable)
     for (int i = 0; i < TRIES; i++) {
