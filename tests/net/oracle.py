@@ -53,10 +53,11 @@ def _set(value: Any) -> Any:
     """Without the entries of bridges that were learnt from the wire, and the groups that protocols join."""
     if isinstance(value, dict):
         return {key: _set(item) for key, item in value.items()}
-    return [_set(item) for item in value if not _is_learnt(item)] if isinstance(value, list) else value
+    return [_set(item) for item in value if not is_learnt(item)] if isinstance(value, list) else value
 
 
-def _is_learnt(value: Any) -> bool:
+def is_learnt(value: Any) -> bool:
+    """Whether a tool shows something that was learnt from the wire, or that a protocol joined."""
     if not isinstance(value, dict):
         return False
     learnt = "mac" in value and value.get("state") == "" and not {"self", "extern_learn"} & set(value.get("flags", []))

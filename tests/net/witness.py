@@ -1,0 +1,138 @@
+"""The second oracle: all that the system's own tools show of a namespace, which shares no code with ckpt.
+
+``seen`` asks every tool in few processes, by batches, and takes away what cannot be equal in a copy: each such thing
+is in a table here, with its reason. What is not named there must be equal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tests.net.oracle import is_learnt
+from tests.net.spaces import shell
+
+_BOTH = ("route show table all", "rule show", "token list")
+_QUESTIONS = {
+    "ip -j -d": (
+        "link show",
+        "address show",
+        "neighbour show nud permanent",
+        "neighbour show nud noarp",
+        "neighbour show proxy",
+        "nexthop show",
+        "maddress show",
+        *_BOTH,
+    ),
+    "ip -6 -j -d": _BOTH,
+    "ip": ("xfrm policy list", "xfrm state list", "xfrm policy getdefault"),
+    "bridge -j -d": ("link show", "fdb show", "mdb show", "vlan show"),
+    "bridge -j": ("vlan tunnelshow", "vlan global show"),
+    "tc -j": ("qdisc show", "actions list action mirred"),
+}
+"""By tool: what it is asked, all in one process."""
+
+_OF_LINKS = (
+    "class show dev {}",
+    "filter show dev {}",
+    "filter show dev {} ingress",
+    "filter show dev {} egress",
+    "chain show dev {} ingress",
+    "chain show dev {} egress",
+)
+_ALONE = ("nft -j list ruleset", "ipset save", "sysctl -a --pattern ^net")
+
+UNEQUAL_FIELDS = {
+    "operstate": "UNKNOWN or UP for one and the same link, as the kernel's worker has or has not yet looked at it",
+    "link_index": "the host numbers its own end of a pair anew",
+    "link_netnsid": "namespaces are numbered as they are asked for",
+    "handle": "nftables numbers what it keeps anew",
+    "metainfo": "says which nft it was",
+    "expires": "time runs on",
+    "valid_life_time": "time runs on",
+    "preferred_life_time": "time runs on",
+    "hello_timer": "a bridge's timer, which runs",
+    "tcn_timer": "a bridge's timer, which runs",
+    "topology_change_timer": "a bridge's timer, which runs",
+    "gc_timer": "a bridge's timer, which runs",
+    "hold_timer": "a port's timer, which runs",
+    "message_age_timer": "a port's timer, which runs",
+    "forward_delay_timer": "a port's timer, which runs",
+    "router": "the ports with multicast routers: learnt, or set and with a carrier; what was set is the port's option",
+    "flush": "an action of tunnels and bridges, shown as if it were kept",
+    "used_hw_stats": "where there is no hardware, shown only of what was asked about",
+    "not_in_hw": "where there is no hardware, shown only of what was asked about",
+    "ref": "how many hold it, also while they look",
+    "bind": "how many hold it, also while they look",
+    "direct_packets_stat": "a counter",
+    "rule_hit": "a counter",
+    "success": "a counter",
+    "packets_seen": "a counter",
+}
+
+UNEQUAL_WORDS = {
+    "linkdown": "a route's, as the kernel has or has not heard of a carrier since it was made; it means nothing to it",
+}
+"""Flags."""
+
+UNEQUAL_LINES = {
+    r"net\.netfilter\.nf_conntrack_count = .*": "how many flows there are at the moment",
+    r"net\.\S+\.mc_forwarding = .*": "what a multicast router has, which is a running program",
+}
+"""Lines of tools that speak no JSON; the reason why they cannot be equal."""
+
+_UNEQUAL_LINE = re.compile("|".join(UNEQUAL_LINES))
+
+
+def seen(space: int, links: Sequence[str]) -> dict[str, Any]:
+    """What the tools show, by tool; ``links`` are those that `tc` is asked about one by one."""
+    found: dict[str, Any] = {}
+    for tool, lines in _QUESTIONS.items():
+        if tool.startswith("tc"):
+            lines = (*lines, *(question.format(link) for link in links for question in _OF_LINKS))
+        # What a kernel lacks is refused, and the next question asked.
+        script = f"{tool} -force -batch - 2>/dev/null <<'END' || true\n" + "\n".join(lines) + "\nEND"
+        found[tool] = _answer(tool, shell(script, space))
+    for command in _ALONE:
+        found[command] = _answer(command, shell(f"{command} 2>/dev/null || true", space))
+    return found
+
+
+def _answer(tool: str, printed: str) -> Any:
+    if " -j" in tool:
+        return [_levelled(document) for document in _documents(printed)]
+    return [line for line in printed.splitlines() if not _UNEQUAL_LINE.fullmatch(line)]
+
+
+def _documents(printed: str) -> Iterator[Any]:
+    """The documents that stand one after the other; of one that an error broke off there is only a bracket."""
+    decoder = json.JSONDecoder()
+    place = 0
+    while place < len(printed):
+        try:
+            document, place = decoder.raw_decode(printed, place)
+        except json.JSONDecodeError:
+            place += 1
+        else:
+            yield document
+
+
+def _levelled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _levelled(item) for key, item in value.items() if key not in UNEQUAL_FIELDS and item != {}}
+    if isinstance(value, list):
+        kept = [_levelled(item) for item in value if not _is_unequal(item)]
+        # The kernel lists much in the order of a hash with a random seed.
+        return sorted(kept, key=repr) if all(isinstance(item, dict) for item in kept) else kept
+    return value
+
+
+def _is_unequal(item: Any) -> bool:
+    return item in UNEQUAL_WORDS if isinstance(item, str) else is_learnt(item) or _is_protocols(item)
+
+
+def _is_protocols(value: Any) -> bool:
+    """Whether a neighbour is a group of the network layer, which is there once something was sent to it."""
+    return isinstance(value, dict) and "lladdr" in value and str(value.get("dst", "")).startswith(("ff", "22", "23"))
