@@ -70,6 +70,8 @@ def clean(*, dry_run: bool = False) -> tuple[CleanAction, ...]:
     # Before the registry is locked: who wants to finish a dump or a restore shall not have to wait as well.
     dead = [work for work in registry.operations() if not work.alive]
     crius = {work.id: remains.wait_for_crius(_directories(work), timeout) for work in dead}
+    for pid in filter(None, map(_living_task, dead)):
+        remains.wait_for_dying(pid, timeout)
     with registry.locked():
         found = tuple(_Search(crius).found())
         return moved + tuple(_act(one, dry_run) for one in found)

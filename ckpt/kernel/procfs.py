@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ckpt.kernel.files import FileReader, read_executable, read_link, text
 from ckpt.model.process import Memory, Process, Thread
 
+PF_EXITING = 0x0000_0004
 PF_KTHREAD = 0x0020_0000
 """Bit of ``flags`` in ``stat`` (include/linux/sched.h): a thread of the kernel itself."""
 PAGE = 1024

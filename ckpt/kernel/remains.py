@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt.kernel import syscalls
-from ckpt.kernel.procfs import read_stat, read_text
+from ckpt.kernel.procfs import PF_EXITING, parse_status, read_stat, read_text
 
 STUCK_SECONDS = 2.0
 """A CRIU whose ckpt is gone is never idle for that long: who would answer it, or wake it?"""
@@ -77,6 +77,22 @@ def wait_for_crius(directories: Sequence[Path], timeout: float) -> Crius:
 def _work_of(pid: int) -> str:
     """How much ``pid`` has done so far: it differs as soon as it was awake for a moment."""
     return f"{pid}: {[line for line in read_text(f'/proc/{pid}/status').splitlines() if 'ctxt_switches' in line]}"
+
+
+def wait_for_dying(pid: int, timeout: float) -> None:
+    """Wait until ``pid`` has ended, if it was killed already: the first of a PID namespace waits for all the others."""
+    deadline = time.monotonic() + timeout
+    while _is_dying(pid) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+
+
+def _is_dying(pid: int) -> bool:
+    line = read_stat(pid)
+    if line is None or line.state in ("Z", "X"):
+        return False
+    values = parse_status(read_text(f"/proc/{pid}/status"))
+    pending = int(values.get("SigPnd", "0"), 16) | int(values.get("ShdPnd", "0"), 16)
+    return bool(line.flags & PF_EXITING or pending >> (signal.SIGKILL - 1) & 1)
 
 
 def pids_in(inode: int) -> tuple[int, ...]:
