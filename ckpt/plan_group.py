@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 
 from ckpt.errors import UnsupportedError
 from ckpt.model.network import PAIRED, Link, Network, Place
-from ckpt.plan import BringUp, MakeLink, PlaceCounterpart, Step, plan_network
+from ckpt.plan import plan_network
+from ckpt.plan.steps import BringUp, MakeLink, PlaceCounterpart, Step
 
 Node = tuple[str, str]
 """A link of the group: the key of its namespace, and its name."""

@@ -12,7 +12,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
-from ckpt import plan
 from ckpt.errors import NetworkError
 from ckpt.kernel import (
     conntrack,
@@ -34,19 +33,20 @@ from ckpt.kernel.apply_links import LinkMaker
 from ckpt.kernel.apply_routes import RouteMaker
 from ckpt.kernel.apply_target import Target, naming
 from ckpt.kernel.netlink import Netlink
+from ckpt.plan import steps
 
 
-def apply(netns: int, steps: Sequence[plan.Step], undo: ExitStack) -> None:
-    """Carry out ``steps`` in ``netns``; what they make outside is undone by ``undo``.
+def apply(netns: int, wanted: Sequence[steps.Step], undo: ExitStack) -> None:
+    """Carry out ``wanted`` in ``netns``; what they make outside is undone by ``undo``.
 
     Raises NetworkError that names the object.
     """
     with Netlink(netns=netns) as inside, Netlink() as outside:
-        _Applier(Target(netns=netns, inside=inside, outside=outside, undo=undo)).run(steps)
+        _Applier(Target(netns=netns, inside=inside, outside=outside, undo=undo)).run(wanted)
 
 
-def apply_group(spaces: Mapping[str, int], steps: Sequence[tuple[str, plan.Step]], undo: ExitStack) -> None:
-    """Carry out each of ``steps`` in the namespace of ``spaces`` that it names; see ``apply``."""
+def apply_group(spaces: Mapping[str, int], wanted: Sequence[tuple[str, steps.Step]], undo: ExitStack) -> None:
+    """Carry out each of ``wanted`` in the namespace of ``spaces`` that it names; see ``apply``."""
     with ExitStack() as sockets:
         outside = sockets.enter_context(Netlink())
         appliers: dict[str, _Applier] = {}
@@ -54,7 +54,7 @@ def apply_group(spaces: Mapping[str, int], steps: Sequence[tuple[str, plan.Step]
             inside = sockets.enter_context(Netlink(netns=netns))
             target = Target(netns=netns, inside=inside, outside=outside, undo=undo, spaces=spaces)
             appliers[key] = _Applier(target)
-        for key, run in itertools.groupby(steps, key=lambda step: step[0]):
+        for key, run in itertools.groupby(wanted, key=lambda step: step[0]):
             appliers[key].run([step for _, step in run])
 
 
@@ -64,72 +64,72 @@ class _Applier:
         self._links = LinkMaker(target)
         self._routes = RouteMaker(target)
 
-    def run(self, steps: Sequence[plan.Step]) -> None:
+    def run(self, wanted: Sequence[steps.Step]) -> None:
         self._target.learn()
-        for step in steps:
-            if not isinstance(step, plan.BringUp):
+        for step in wanted:
+            if not isinstance(step, steps.BringUp):
                 self._links.raise_links()
             match step:
-                case plan.WriteSysctls():
+                case steps.WriteSysctls():
                     sysctl.write(self._target.netns, step.values)
-                case plan.MakeLink():
+                case steps.MakeLink():
                     self._links.make_link(step)
-                case plan.PlaceCounterpart():
+                case steps.PlaceCounterpart():
                     self._links.place_counterpart(step.link)
-                case plan.Enslave():
+                case steps.Enslave():
                     self._links.enslave(step)
-                case plan.AdjustLinks():
+                case steps.AdjustLinks():
                     self._links.adjust_links(step)
-                case plan.BringUp():
+                case steps.BringUp():
                     self._links.bring_up(step)
-                case plan.TakeDown():
+                case steps.TakeDown():
                     self._links.take_down(step.link)
-                case plan.ChooseActive():
+                case steps.ChooseActive():
                     self._links.choose_active(step.link)
-                case plan.SetAddresses():
+                case steps.SetAddresses():
                     self._routes.set_addresses(step)
-                case plan.SetTraffic():
+                case steps.SetTraffic():
                     self._set_traffic(step)
-                case plan.SetBridging():
+                case steps.SetBridging():
                     self._set_bridging(step)
-                case plan.JoinMulticast():
+                case steps.JoinMulticast():
                     self._join_multicast(step)
-                case plan.SetNexthops():
+                case steps.SetNexthops():
                     self._routes.set_nexthops(step)
-                case plan.SetLabelRoutes():
+                case steps.SetLabelRoutes():
                     self._routes.set_label_routes(step)
-                case plan.SetRoutes():
+                case steps.SetRoutes():
                     self._routes.set_routes(step)
-                case plan.SetRules():
+                case steps.SetRules():
                     self._routes.set_rules(step)
-                case plan.SetNeighbours():
+                case steps.SetNeighbours():
                     self._routes.set_neighbours(step)
-                case plan.LoadNftables():
+                case steps.LoadNftables():
                     nft.load(self._target.netns, step.tables)
-                case plan.LoadFiltering():
+                case steps.LoadFiltering():
                     filtering.load_filtering(self._target.netns, step.filtering)
-                case plan.CreateConntrack():
+                case steps.CreateConntrack():
                     conntrack.create_entries(self._target.netns, step.entries)
                     expectations.create_expectations(self._target.netns, step.expectations)
-                case plan.SetTeamModes():
+                case steps.SetTeamModes():
                     team.set_modes(self._target.netns, step.teams, self._target.indices)
-                case plan.SetTeams():
+                case steps.SetTeams():
                     team.set_options(self._target.netns, step.teams, self._target.indices)
-                case plan.SetWireguard():
+                case steps.SetWireguard():
                     wireguard.apply(self._target.netns, step.devices, self._target.indices)
-                case plan.OpenFou():
+                case steps.OpenFou():
                     fou.open_ports(self._target.netns, step.ports, self._target.indices)
-                case plan.AddIsatapRouters():
+                case steps.AddIsatapRouters():
                     isatap.add_routers(self._target.netns, step.routers)
-                case plan.SetIpsec():
+                case steps.SetIpsec():
                     xfrm.apply_ipsec(self._target.netns, step.ipsec, self._target.indices)
-                case plan.SettleSysctls():
+                case steps.SettleSysctls():
                     self._settle_sysctls(step)
-                case plan.SetTokens():
+                case steps.SetTokens():
                     self._set_tokens(step)
         self._links.raise_links()
 
-    def _set_traffic(self, step: plan.SetTraffic) -> None:
+    def _set_traffic(self, step: steps.SetTraffic) -> None:
         for subject, request in rtnl_tc.making(step.traffic, self._target.indices):
             with naming("tc-refused", subject):
                 request(self._target.inside)
@@ -139,24 +139,24 @@ class _Applier:
                 "the kernel did not take traffic control as given", code="tc-differs", details="; ".join(lines)
             )
 
-    def _set_bridging(self, step: plan.SetBridging) -> None:
+    def _set_bridging(self, step: steps.SetBridging) -> None:
         for subject, request in rtnl_bridge.making(
             self._target.inside, step.bridging, self._target.indices, only=step.only
         ):
             with naming("bridge-refused", subject, "set"):
                 request()
 
-    def _join_multicast(self, step: plan.JoinMulticast) -> None:
+    def _join_multicast(self, step: steps.JoinMulticast) -> None:
         for group in step.groups:
             with naming("multicast-refused", f"group {group.mac} of {group.ifname}", "join"):
                 link_multicast.join(self._target.netns, group)
 
-    def _set_tokens(self, step: plan.SetTokens) -> None:
+    def _set_tokens(self, step: steps.SetTokens) -> None:
         for ifname, token in step.tokens.items():
             with naming("link-refused", f"token of {ifname}", "set"):
                 rtnl_link_changes.set_token(self._target.inside, self._target.indices[ifname], token)
 
-    def _settle_sysctls(self, step: plan.SettleSysctls) -> None:
+    def _settle_sysctls(self, step: steps.SettleSysctls) -> None:
         now = sysctl.read(self._target.netns)
         changed = sysctl.unsettled(step.sysctls, now, step.mtus)
         # stable_secret has no value to be read until it is set.

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ckpt import plan
 from ckpt.errors import NetworkError
 from ckpt.kernel import ethtool, rtnl_addresses, rtnl_bond, rtnl_link_changes, rtnl_links, rtnl_taken, tun
 from ckpt.kernel.apply_target import Target, naming
@@ -22,6 +21,7 @@ from ckpt.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, KernelR
 from ckpt.kernel.netns import open_own
 from ckpt.kernel.rtnl_links import LinkReader
 from ckpt.model.network import PAIRED, Address, Counterpart, Link, Place
+from ckpt.plan import steps
 
 _CARRIERS = 1.5
 
@@ -31,9 +31,9 @@ class LinkMaker:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._rising: list[plan.BringUp] = []
+        self._rising: list[steps.BringUp] = []
 
-    def make_link(self, step: plan.MakeLink) -> None:
+    def make_link(self, step: steps.MakeLink) -> None:
         """Make a link, and its peer."""
         link, peer = ethtool.sparing(step.link), step.peer and ethtool.sparing(step.peer)
         other = link.counterpart
@@ -141,7 +141,7 @@ class LinkMaker:
             if other.up:
                 rtnl_link_changes.set_up(self._target.outside, index)
 
-    def adjust_links(self, step: plan.AdjustLinks) -> None:
+    def adjust_links(self, step: steps.AdjustLinks) -> None:
         """Have links keep what is recorded, and see whether they do."""
         now, sent = self._links(), self._target.inside.sent
         for link in step.links:
@@ -172,7 +172,7 @@ class LinkMaker:
         found = LinkReader(self._target.learn(), caller={}, caller_nsid=-1).links()
         return {link.ifname: link for link in found}
 
-    def bring_up(self, step: plan.BringUp) -> None:
+    def bring_up(self, step: steps.BringUp) -> None:
         """Bring a link up, with all those whose turn comes next: by ``raise_links``."""
         self._rising.append(step)
 
@@ -184,7 +184,7 @@ class LinkMaker:
             if refusal is not None:
                 self._bring_up(step)
 
-    def _bring_up(self, step: plan.BringUp) -> None:
+    def _bring_up(self, step: steps.BringUp) -> None:
         with naming("link-refused", f"link {step.link.ifname}", "bring up"):
             try:
                 rtnl_link_changes.set_up(self._target.inside, self._target.indices[step.link.ifname])
@@ -204,12 +204,12 @@ class LinkMaker:
         finally:
             self._target.inside.request(rtnl_addresses.RTM_DELADDR, body)
 
-    def enslave(self, step: plan.Enslave) -> None:
+    def enslave(self, step: steps.Enslave) -> None:
         """Make a link a port of its master."""
         with naming("link-master", f"link {step.ifname} a port of {step.master}"):
             self._join(step)
 
-    def _join(self, step: plan.Enslave) -> None:
+    def _join(self, step: steps.Enslave) -> None:
         for ifname in step.below:
             rtnl_link_changes.set_up(self._target.inside, self._target.indices[ifname])
         if step.below:

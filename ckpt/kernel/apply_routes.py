@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
-from ckpt import plan
 from ckpt.errors import NetworkError
 from ckpt.kernel import (
     rtnl,
@@ -28,6 +27,7 @@ from ckpt.kernel import (
 from ckpt.kernel.apply_target import Target, naming
 from ckpt.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, KernelRefusal
 from ckpt.model.network import Address, Route
+from ckpt.plan import differences, steps
 
 _SETTLING = 5.0
 _CARRIERS = 1.5
@@ -51,17 +51,17 @@ class RouteMaker:
                 return
             time.sleep(0.002)
 
-    def set_addresses(self, step: plan.SetAddresses) -> None:
+    def set_addresses(self, step: steps.SetAddresses) -> None:
         """Add the addresses that are missing, and take away what is too much."""
         self._await_carriers()
         now = rtnl.read_addresses(self._target.inside, self._target.names())
-        extra, missing = plan.difference(step.addresses, now, only=step.only)
+        extra, missing = differences.difference(step.addresses, now, only=step.only)
         for address in extra:
             with naming("address-refused", f"address {address.address} of {address.ifname}", "remove"):
                 self._target.inside.request(
                     rtnl_addresses.RTM_DELADDR, rtnl_addresses.encode_address(address, self._target.indices)
                 )
-        added = plan.order_addresses(missing)
+        added = differences.order_addresses(missing)
         bodies = (rtnl_addresses.encode_address(address, self._target.indices) for address in added)
         flags = NLM_F_CREATE | NLM_F_REPLACE
         said = self._target.inside.requests([(rtnl_addresses.RTM_NEWADDR, body, flags) for body in bodies])
@@ -86,7 +86,7 @@ class RouteMaker:
         # The worker holds the lock that this waits for, until the address's own route is there too.
         rtnl_link_changes.touch(self._target.inside, self._target.indices["lo"])
 
-    def set_nexthops(self, step: plan.SetNexthops) -> None:
+    def set_nexthops(self, step: steps.SetNexthops) -> None:
         """Make the next hops that routes name by number."""
         for nexthop in step.nexthops:
             with naming("nexthop-refused", f"nexthop object {nexthop.id}", "make"):
@@ -98,16 +98,16 @@ class RouteMaker:
                     with self._gateways_on_link([(nexthop.gateway, nexthop.ifname)]):
                         rtnl_nexthops.make(self._target.inside, nexthop, self._target.indices)
 
-    def set_label_routes(self, step: plan.SetLabelRoutes) -> None:
+    def set_label_routes(self, step: steps.SetLabelRoutes) -> None:
         """Add the routes of labels."""
         for route in step.routes:
             with naming("route-refused", f"route of label {route.label}", "add"):
                 rtnl_labels.make(self._target.inside, route, self._target.indices)
 
-    def set_routes(self, step: plan.SetRoutes) -> None:
+    def set_routes(self, step: steps.SetRoutes) -> None:
         """Add the routes that are missing, and take away what is too much."""
         extra, missing = self._await_own_routes(step)
-        for routes in plan.apart(plan.order_routes(missing)):
+        for routes in differences.apart(differences.order_routes(missing)):
             said = self._target.inside.requests([self._route_message(route) for route in routes])
             for route, refusal in zip(routes, said, strict=True):
                 if refusal is not None:
@@ -120,7 +120,7 @@ class RouteMaker:
                     rtnl_routes.RTM_DELROUTE, rtnl_routes.encode_route(route, self._target.indices), errno.ESRCH
                 )
 
-    def _await_own_routes(self, step: plan.SetRoutes) -> tuple[tuple[Route, ...], tuple[Route, ...]]:
+    def _await_own_routes(self, step: steps.SetRoutes) -> tuple[tuple[Route, ...], tuple[Route, ...]]:
         """What is too much and what is missing, once the kernel has made its own routes for IPv6 addresses.
 
         It makes them in a worker (addrconf_dad_work), also for an address without detection, and with a metric of 0,
@@ -129,8 +129,8 @@ class RouteMaker:
         deadline = time.monotonic() + _SETTLING
         while True:
             now = rtnl.read_routes(self._target.inside, self._target.names(), [])
-            extra, missing = plan.difference(step.routes, now, only=step.only)
-            if time.monotonic() > deadline or not any(plan.is_kernels_own(route) for route in missing):
+            extra, missing = differences.difference(step.routes, now, only=step.only)
+            if time.monotonic() > deadline or not any(differences.is_kernels_own(route) for route in missing):
                 return extra, missing
             time.sleep(0.002)
 
@@ -153,7 +153,7 @@ class RouteMaker:
 
     def _is_there(self, route: Route) -> bool:
         now = rtnl.read_routes(self._target.inside, self._target.names(), [])
-        return not plan.difference((route,), now, only=True)[1]
+        return not differences.difference((route,), now, only=True)[1]
 
     @staticmethod
     def _gateways(route: Route) -> list[tuple[str, str]]:
@@ -175,9 +175,9 @@ class RouteMaker:
                     temporary.callback(self._target.request_unless_gone, rtnl_routes.RTM_DELROUTE, body, errno.ESRCH)
             yield
 
-    def set_rules(self, step: plan.SetRules) -> None:
+    def set_rules(self, step: steps.SetRules) -> None:
         """Add the rules that are missing, and take away what is too much."""
-        extra, missing = plan.difference(step.rules, rtnl.read_rules(self._target.inside, []), only=step.only)
+        extra, missing = differences.difference(step.rules, rtnl.read_rules(self._target.inside, []), only=step.only)
         for rule in missing:
             with naming("rule-refused", f"IPv{rule.family} rule {rule.priority}", "add"):
                 self._target.inside.request(
@@ -187,7 +187,7 @@ class RouteMaker:
             with naming("rule-refused", f"IPv{rule.family} rule {rule.priority}", "remove"):
                 self._target.inside.request(rtnl_rules.RTM_DELRULE, rtnl_rules.encode_rule(rule))
 
-    def set_neighbours(self, step: plan.SetNeighbours) -> None:
+    def set_neighbours(self, step: steps.SetNeighbours) -> None:
         """Set the neighbours and proxies."""
         for neighbour in step.neighbours:
             with naming("neighbour-refused", f"neighbour {neighbour.address} on {neighbour.ifname}", "add"):

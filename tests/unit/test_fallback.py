@@ -8,7 +8,8 @@ import pytest
 
 from ckpt.model.fallback import in_the_way, travels
 from ckpt.model.network import LOOPBACK, Address, Counterpart, Link, Network, Place
-from ckpt.plan import AdjustLinks, MakeLink, plan_network
+from ckpt.plan import plan_network
+from ckpt.plan.steps import AdjustLinks, MakeLink
 
 TUNL0 = Link(ifname="tunl0", kind="ipip", ifindex=2, flags=(), options={"local": "0.0.0.0", "remote": "0.0.0.0"})
 ETH0 = Link(ifname="eth0", kind="dummy", ifindex=2)

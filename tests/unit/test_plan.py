@@ -10,7 +10,9 @@ from ckpt.errors import UnsupportedError
 from ckpt.model.finding import Severity
 from ckpt.model.network import LOOPBACK, Address, Counterpart, Link, Network, Place, Route, Rule, Unread
 from ckpt.model.travel import cannot_travel
-from ckpt.plan import (
+from ckpt.plan import order_links, plan_network
+from ckpt.plan.differences import difference, order_addresses, order_routes
+from ckpt.plan.steps import (
     AdjustLinks,
     BringUp,
     Enslave,
@@ -21,11 +23,6 @@ from ckpt.plan import (
     SettleSysctls,
     Step,
     WriteSysctls,
-    difference,
-    order_addresses,
-    order_links,
-    order_routes,
-    plan_network,
 )
 
 EMPTY = Network(links=(replace(LOOPBACK, flags=()),), complete=True)

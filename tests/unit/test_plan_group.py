@@ -8,7 +8,8 @@ import pytest
 
 from ckpt.errors import UnsupportedError
 from ckpt.model.network import LOOPBACK, Address, Counterpart, Link, Network, Place
-from ckpt.plan import BringUp, MakeLink, SetAddresses, plan_network
+from ckpt.plan import plan_network
+from ckpt.plan.steps import BringUp, MakeLink, SetAddresses
 from ckpt.plan_group import GroupStep, plan_networks
 
 EMPTY = Network(links=(replace(LOOPBACK, flags=()),), complete=True)

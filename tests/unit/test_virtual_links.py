@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt import plan
 from ckpt.kernel import rtnl_bond, rtnl_codecs, rtnl_virtual, team
 from ckpt.model.network import Counterpart, Link, Network, Place, Unread
 from ckpt.model.teaming import Team, TeamPort
-from ckpt.plan import order_ports, plan_network
+from ckpt.plan import order_ports, plan_network, steps
 
 
 def on(ifname: str) -> Counterpart:
@@ -36,18 +35,18 @@ def test_masters_in_a_circle_end() -> None:
 
 
 def test_what_a_bonds_port_stands_on_is_up_first_and_the_active_port_is_chosen_last() -> None:
-    steps = plan_network(Network(links=PORTS), Network())
-    joined = {step.ifname: step.below for step in steps if isinstance(step, plan.Enslave)}
+    planned = plan_network(Network(links=PORTS), Network())
+    joined = {step.ifname: step.below for step in planned if isinstance(step, steps.Enslave)}
     assert joined == {"va.5": ("va",), "pb": (), "bo0": (), "br0": ()}
-    kinds = [type(step) for step in steps]
-    assert kinds.index(plan.ChooseActive) > max(at for at, kind in enumerate(kinds) if kind is plan.BringUp)
+    kinds = [type(step) for step in planned]
+    assert kinds.index(steps.ChooseActive) > max(at for at, kind in enumerate(kinds) if kind is steps.BringUp)
 
 
 def test_teams_have_their_mode_before_they_have_ports() -> None:
     links = (Link(ifname="te0", kind="team"), Link(ifname="pa", kind="dummy", master="te0"))
     wanted = Network(links=links, teams=(Team(ifname="te0", options={"mode": "broadcast"}),))
     kinds = [type(step) for step in plan_network(wanted, Network())]
-    assert kinds.index(plan.SetTeamModes) < kinds.index(plan.Enslave) < kinds.index(plan.SetTeams)
+    assert kinds.index(steps.SetTeamModes) < kinds.index(steps.Enslave) < kinds.index(steps.SetTeams)
 
 
 def test_bond_is_not_given_what_says_nothing_or_comes_last() -> None:

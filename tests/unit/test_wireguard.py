@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt import plan, sections
+from ckpt import sections
 from ckpt.cli import main, render
 from ckpt.image import Writer
 from ckpt.kernel import wireguard
@@ -25,7 +25,7 @@ from ckpt.model.secret import Secret
 from ckpt.model.socket import Endpoint
 from ckpt.model.travel import cannot_travel
 from ckpt.model.wireguard import Carrier, WireguardDevice, WireguardPeer
-from ckpt.plan import plan_network
+from ckpt.plan import plan_network, steps
 
 KEY = bytes(range(32))
 DEVICE = WireguardDevice(ifname="wg0", private_key=Secret(value=KEY), listen_port=51820)
@@ -136,10 +136,10 @@ def test_finding_for_keys_and_for_a_namespace_that_is_not_known(carrier: Carrier
 @pytest.mark.parametrize("carrier", [Carrier.OWN, Carrier.CALLER])
 def test_plan_sets_it_up_before_it_comes_up(carrier: Carrier) -> None:
     wanted = Network(links=(Link(ifname="wg0", kind="wireguard"),), wireguard=(replace(DEVICE, carrier=carrier),))
-    steps = plan_network(wanted, Network())
-    kinds = [type(step) for step in steps]
-    assert kinds.index(plan.MakeLink) < kinds.index(plan.SetWireguard) < kinds.index(plan.BringUp)
-    assert [step.from_outside for step in steps if isinstance(step, plan.MakeLink)] == [carrier is Carrier.CALLER]
+    planned = plan_network(wanted, Network())
+    kinds = [type(step) for step in planned]
+    assert kinds.index(steps.MakeLink) < kinds.index(steps.SetWireguard) < kinds.index(steps.BringUp)
+    assert [step.from_outside for step in planned if isinstance(step, steps.MakeLink)] == [carrier is Carrier.CALLER]
 
 
 def test_commands_show_no_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,9 @@
 """From records to steps: what has to be done, and in which order, to make a fresh namespace equal to a ``Network``.
 
-Nothing here looks at a kernel. A step is a small record of what shall be true after it; ``kernel/apply`` makes it true.
-Steps that concern things which the kernel also makes by itself (addresses of lo, prefix routes, default rules) name
-the whole of what is wanted: what is missing is then added and, for a complete record, what is too much is taken away.
-The differences themselves are worked out here too, from what apply has read.
+Nothing here looks at a kernel. A step (`steps`) is a small record of what shall be true after it. Steps that concern
+things which the kernel also makes by itself (addresses of lo, prefix routes, default rules) name the whole of what is
+wanted: what is missing is then added and, for a complete record, what is too much is taken away. The differences
+themselves are worked out in `differences`, from what ``kernel/apply`` has read.
 
 The order: sysctls from which new links copy, with address configuration silenced; links, each after what it stands
 on; ports into their masters; what else a link keeps; links up, addresses, routes (those on the link before those
@@ -12,37 +12,56 @@ through a gateway), rules, neighbours; the ruleset and what it tracks; and last 
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address
-from operator import attrgetter
-from typing import TypeVar
 
 from ckpt.errors import UnsupportedError
 from ckpt.model import fallback
-from ckpt.model.bridging import NO_BRIDGING, Bridging
-from ckpt.model.encapsulation import FouPort, IsatapRouter
-from ckpt.model.filtering import NO_FILTERING, Filtering
-from ckpt.model.forwarding import LabelRoute, NexthopObject
-from ckpt.model.ipsec import NO_IPSEC, Ipsec
+from ckpt.model.bridging import NO_BRIDGING
+from ckpt.model.filtering import NO_FILTERING
+from ckpt.model.ipsec import NO_IPSEC
 from ckpt.model.network import (
     PAIRED,
     Address,
-    ConntrackEntry,
-    Expectation,
     Link,
-    LinkMulticast,
-    Neighbour,
     Network,
-    NftTable,
     Place,
-    Route,
-    Rule,
 )
-from ckpt.model.teaming import Team
-from ckpt.model.traffic import NO_TRAFFIC, Traffic
+from ckpt.model.traffic import NO_TRAFFIC
 from ckpt.model.travel import why_not
-from ckpt.model.wireguard import Carrier, WireguardDevice
+from ckpt.model.wireguard import Carrier
+from ckpt.plan.steps import (
+    AddIsatapRouters,
+    AdjustLinks,
+    BringUp,
+    ChooseActive,
+    CreateConntrack,
+    Enslave,
+    JoinMulticast,
+    LoadFiltering,
+    LoadNftables,
+    MakeLink,
+    OpenFou,
+    PlaceCounterpart,
+    SetAddresses,
+    SetBridging,
+    SetIpsec,
+    SetLabelRoutes,
+    SetNeighbours,
+    SetNexthops,
+    SetRoutes,
+    SetRules,
+    SetTeamModes,
+    SetTeams,
+    SettleSysctls,
+    SetTokens,
+    SetTraffic,
+    SetWireguard,
+    Step,
+    TakeDown,
+    WriteSysctls,
+)
 
 QUIET_NAMES: Mapping[str, str] = {"accept_dad": "0", "addr_gen_mode": "1", "accept_ra": "0", "use_tempaddr": "0"}
 """IPv6 settings while addresses are set: no duplicate address detection, no address of the kernel's own making."""
@@ -51,249 +70,6 @@ _QUIET = {
     "net/ipv6/conf/all/accept_dad": "0",
     **{f"net/ipv6/conf/default/{name}": value for name, value in QUIET_NAMES.items()},
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriteSysctls:
-    """These sysctls have these values."""
-
-    values: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MakeLink:
-    """``link`` is there, down; ``peer`` is the other of a pair that has both in what is made.
-
-    One that is made ``from_outside`` keeps a part of itself in the caller's namespace.
-    """
-
-    link: Link
-    peer: Link | None = None
-    from_outside: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlaceCounterpart:
-    """The outside end of the pair ``link`` stands as its counterpart says: in its bridge, with its addresses, up."""
-
-    link: Link
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Enslave:
-    """The link ``ifname`` is a port of ``master``; a bond or team brings it up then, which needs those ``below`` up."""
-
-    ifname: str
-    master: str
-    below: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdjustLinks:
-    """All else that these links keep, but being up, is as recorded; when ``joined``, all links have their masters."""
-
-    links: tuple[Link, ...]
-    joined: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetTeamModes:
-    """These teams have their modes; they have no ports yet."""
-
-    teams: tuple[Team, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetTeams:
-    """These teams and their ports have their options."""
-
-    teams: tuple[Team, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetWireguard:
-    """These interfaces have their keys and peers."""
-
-    devices: tuple[WireguardDevice, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BringUp:
-    """The link is up; without ``source`` on its link, for that moment, the kernel may refuse that."""
-
-    link: Link
-    source: Address | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TakeDown:
-    """The link is down; a VLAN comes up with the link below it, wanted or not."""
-
-    link: Link
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChooseActive:
-    """The bond ``link`` uses the port that it used, if that one works."""
-
-    link: Link
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetAddresses:
-    """These addresses are there and at work; with ``only``, no others."""
-
-    addresses: tuple[Address, ...]
-    only: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetTraffic:
-    """Traffic control is as recorded."""
-
-    traffic: Traffic
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenFou:
-    """These UDP ports receive for tunnels."""
-
-    ports: tuple[FouPort, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AddIsatapRouters:
-    """ISATAP links know these routers."""
-
-    routers: tuple[IsatapRouter, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetBridging:
-    """Bridges and learning links keep what is recorded; with ``only``, nothing else that somebody could take away."""
-
-    bridging: Bridging
-    only: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JoinMulticast:
-    """The links have joined these groups of their own layer."""
-
-    groups: tuple[LinkMulticast, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetNexthops:
-    """These nexthop objects are there."""
-
-    nexthops: tuple[NexthopObject, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetLabelRoutes:
-    """These routes of MPLS are there."""
-
-    routes: tuple[LabelRoute, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetRoutes:
-    """These routes are there; with ``only``, no others."""
-
-    routes: tuple[Route, ...]
-    only: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetRules:
-    """These rules are there; with ``only``, no others."""
-
-    rules: tuple[Rule, ...]
-    only: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetNeighbours:
-    """These permanent neighbours and proxies are there."""
-
-    neighbours: tuple[Neighbour, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadNftables:
-    """These tables are loaded."""
-
-    tables: tuple[NftTable, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadFiltering:
-    """What filters and balances beside nftables is in place."""
-
-    filtering: Filtering
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CreateConntrack:
-    """These flows are tracked, and then these expected."""
-
-    entries: tuple[ConntrackEntry, ...]
-    expectations: tuple[Expectation, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetIpsec:
-    """These states and policies are there."""
-
-    ipsec: Ipsec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SettleSysctls:
-    """Every sysctl is as recorded; a link's that is not recorded is as its template; ``mtus`` are by link."""
-
-    sysctls: Mapping[str, str]
-    mtus: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetTokens:
-    """These links have these interface identifiers."""
-
-    tokens: Mapping[str, str]
-
-
-Step = (
-    WriteSysctls
-    | MakeLink
-    | PlaceCounterpart
-    | Enslave
-    | AdjustLinks
-    | SetTeamModes
-    | SetTeams
-    | SetWireguard
-    | BringUp
-    | TakeDown
-    | ChooseActive
-    | SetAddresses
-    | SetTraffic
-    | OpenFou
-    | AddIsatapRouters
-    | SetBridging
-    | JoinMulticast
-    | SetNexthops
-    | SetRoutes
-    | SetLabelRoutes
-    | SetRules
-    | SetNeighbours
-    | LoadFiltering
-    | LoadNftables
-    | CreateConntrack
-    | SetIpsec
-    | SettleSysctls
-    | SetTokens
-)
 
 
 def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
@@ -489,81 +265,3 @@ def _of(sysctls: Mapping[str, str], names: set[str]) -> dict[str, str]:
         for key, value in sysctls.items()
         if (parts := _parts(key)) is None or parts[0] in ("all", "default") or parts[0] in names
     }
-
-
-# ---- differences, worked out between what was read and what is wanted ---------------------------------------------
-
-_Record = TypeVar("_Record", Address, Route, Rule, Neighbour)
-
-
-def difference(
-    wanted: Sequence[_Record], now: Sequence[_Record], *, only: bool
-) -> tuple[tuple[_Record, ...], tuple[_Record, ...]]:
-    """What to remove from ``now`` and what to add to it, each in its order."""
-    wanted_keys, now_keys = [_key(one) for one in wanted], [_key(one) for one in now]
-    known, there = set(wanted_keys), set(now_keys)
-    extra = tuple(one for one, key in zip(now, now_keys, strict=True) if key not in known) if only else ()
-    missing = tuple(one for one, key in zip(wanted, wanted_keys, strict=True) if key not in there)
-    return extra, missing
-
-
-_RTPROT_KERNEL = 2
-_UNSETTABLE = frozenset({"temporary", "dadfailed", "deprecated", "optimistic", "stable-privacy"})
-
-
-def _names_but(record: type[Address | Route | Rule], *left_out: str) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(record) if field.name not in left_out)
-
-
-# Taken as tuples: of ten thousand routes, the text of each takes longer than the kernel takes to make it.
-_OF_ADDRESS = attrgetter(*_names_but(Address, "flags", "valid_lifetime", "preferred_lifetime"))
-_OF_ROUTE = attrgetter(*_names_but(Route, "expires", "metrics"))
-_OF_RULE = attrgetter(*_names_but(Rule, "selectors", "values"))
-
-
-def _key(record: Address | Route | Rule | Neighbour) -> Hashable:
-    """What makes a record the same as another: all of it but time that runs, and flags that cannot be set."""
-    if isinstance(record, Route):
-        return _OF_ROUTE(record), record.expires is None, *sorted(record.metrics.items())
-    if isinstance(record, Address):
-        flags = frozenset(record.flags) - _UNSETTABLE
-        return _OF_ADDRESS(record), flags, record.valid_lifetime is None, record.preferred_lifetime is None
-    if isinstance(record, Rule):
-        return _OF_RULE(record), *sorted(record.selectors.items()), *sorted(record.values.items())
-    return record
-
-
-def order_addresses(addresses: Iterable[Address]) -> tuple[Address, ...]:
-    """The order in which to add: the kernel lists IPv4 addresses as they came, IPv6 ones the newest first."""
-    listed = tuple(addresses)
-    four = tuple(one for one in listed if ":" not in one.address)
-    six = tuple(one for one in listed if ":" in one.address)
-    return four + six[::-1]
-
-
-def is_kernels_own(route: Route) -> bool:
-    """Whether only the kernel can have made the route: an IPv6 one that comes with an address."""
-    return route.family == 6 and route.protocol == _RTPROT_KERNEL and route.priority == 0
-
-
-def apart(routes: Iterable[Route]) -> Iterable[tuple[Route, ...]]:
-    """``routes`` in runs in which none has the destination of another: their order within a run says nothing."""
-    run: dict[tuple[str, int], Route] = {}
-    for route in routes:
-        if (route.destination, route.table) in run:
-            yield tuple(run.values())
-            run = {}
-        run[route.destination, route.table] = route
-    if run:
-        yield tuple(run.values())
-
-
-def order_routes(routes: Iterable[Route]) -> tuple[Route, ...]:
-    """The order in which to add: what a gateway may be resolved through before what has one."""
-
-    def rank(route: Route) -> tuple[bool, int]:
-        through = bool(route.gateway) or any(hop.gateway for hop in route.nexthops)
-        nearness = {"host": 0, "link": 1}.get(route.scope, 2)
-        return through, nearness
-
-    return tuple(sorted(routes, key=rank))
