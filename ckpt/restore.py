@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpt import context_restore, held, placing, registry, sections
+from ckpt import context_findings, context_restore, held, placing, registry, sections
 from ckpt.dump import IMAGES, Progress
 from ckpt.errors import CkptError, RestoreError, StorageError, UnknownOutcomeError
 from ckpt.explain import explain
@@ -207,6 +207,7 @@ def examine(
     own = {link.mac for network in checkpoint.networks.values() for link in network.links if link.mac}
     own |= {one.mac for one in (checkpoint.context.places if checkpoint.context else ()) if one.mac}
     held_by = own if moves else frozenset()
+    confining = tuple(context_findings.here(checkpoint, probe=probe))
     checkpoint = on_host(checkpoint)
     needs = needs_of(checkpoint)
     needs = dataclasses.replace(needs, probes=(*needs.probes, *coming.probes))
@@ -224,7 +225,7 @@ def examine(
         held_by=held_by,
         replace_files=replace_files,
     )
-    found = (*found, *coming.findings, *check_answers(coming, target, held_by))
+    found = (*found, *coming.findings, *check_answers(coming, target, held_by), *confining)
     return tuple(one for one in found if probe or one.code != "gateway-silent")
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,9 +20,10 @@ from ckpt.kernel.lock import find
 from ckpt.mapping import parse_mapping
 from ckpt.model.context import Limits
 from ckpt.model.process import Isolation
+from ckpt.stop import stop_group
 from tests.criu.capture import capturing
 from tests.criu.context_groups import PORT, Agent, agent, connected
-from tests.criu.groups import Starter
+from tests.criu.groups import Starter, python
 from tests.criu.segment import Addresses, run
 from tests.criu.test_servers import REDIS, Counter
 
@@ -258,3 +260,66 @@ def test_failed_restore_leaves_nothing_and_can_be_repeated(
         one.group.restore()
         assert one.do("1 + 1") == 2
     assert capture.betrayals(pair.v4, pair.v6) == []
+
+
+def test_ports_of_a_set_and_the_kernels_own_choices_come_back(
+    start: Starter, stack: ExitStack, pair: Addresses
+) -> None:
+    """One address with two ports of TCP, another with all: what was chosen from the ephemeral ports is of no range."""
+    second = start.segment.addresses()
+    addresses = (f"{pair.v4}/24:{PORT}-{PORT + 1}/tcp", f"{second.v4}/24")
+    one = agent(start, stack, pair, addresses=addresses)
+    peer = stack.enter_context(start.segment.listen("10.77.0.2", 90))
+    one.make("client", V4, TCP, f"bind(('{pair.v4}', 0))", "connect(('10.77.0.2', 90))")
+    accepted = stack.enter_context(peer.accept()[0])
+    one.make("any", V4, UDP, "bind(('', 0))")
+    one.make("named", V4, UDP, f"bind(('{pair.v4}', 0))")
+    before = one.names("client", "any"), one.do("named.getsockname()")
+    for _ in range(2):
+        one.group.round_trip()
+        assert (one.names("client", "any"), one.do("named.getsockname()")) == before
+        accepted.sendall(b"down")
+        assert one.do("client.recv(9).decode()") == "down"
+        one.do("client.sendall(b'up')")
+        assert accepted.recv(9) == b"up"
+        one.make("probe", V4, TCP)
+        assert one.do(f"probe.bind(('{pair.v4}', 80))") == "EADDRNOTAVAIL"
+        one.do("probe.bind(('', 80))")
+        assert one.do("probe.getsockname()") == ["0.0.0.0", 80]
+        one.do("probe.close()")
+
+
+def test_restore_where_another_context_has_the_port_is_refused(
+    start: Starter, stack: ExitStack, pair: Addresses
+) -> None:
+    """It shares the second address, of which no socket is bound to that port: only the books have it."""
+    second = start.segment.addresses()
+    one = agent(start, stack, pair, addresses=(f"{pair.v4}/24", f"{second.v4}/24"))
+    one.group.dump()
+    settings: dict[str, Any] = {"addresses": (f"{second.v4}/24", f"{pair.v4}/24")}
+    other = start(python("context_agent.py", PORT), isolation=Isolation.IPSET, **settings)
+    other.wait_for_log("ready")
+    with pytest.raises(RefusedError, match=f"the context {other.target} has this port"):
+        one.group.restore()
+    stop_group(str(other.target), timeout=0)
+    one.group.restore()
+    assert one.do("1 + 1") == 2
+
+
+def test_restore_where_the_kernel_chooses_other_ports_is_refused(
+    start: Starter, stack: ExitStack, pair: Addresses
+) -> None:
+    one = agent(start, stack, pair, addresses=(f"{pair.v4}/24:{PORT}/tcp",))
+    one.make("client", V4, UDP, "connect(('10.77.0.2', 9))")
+    port = one.do("client.getsockname()[1]")
+    one.group.dump()
+    place = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    before = place.read_text()
+    place.write_text("20000 20100")
+    try:
+        with pytest.raises(RefusedError, match=f":{port}: the set does not name this port"):
+            one.group.restore()
+    finally:
+        place.write_text(before)
+    one.group.restore()
+    assert one.do("client.getsockname()[1]") == port
