@@ -341,12 +341,17 @@ INLINE int first_of(const struct config *c, __u32 kind, __u8 protocol, __u32 por
     return 0;
 }
 
+/* 0 where the kernel has the choice, or had it of a socket that is restored. */
+INLINE __u32 asked_port(const struct config *c, const struct bpf_sock_addr *ctx) {
+    __u32 port = swapped(ctx->user_port);
+    return c->flags & RESTORING && is_in(port, c->low, c->span) ? 0 : port;
+}
+
 /* Forget an earlier bind, if it failed. Who is bound cannot be bound again. */
-INLINE int begin_bind(const struct config *c, struct bpf_sock_addr *ctx, struct state *s) {
+INLINE int begin_bind(const struct config *c, struct bpf_sock_addr *ctx, struct state *s, __u32 port) {
     if (s->flags & BOOKED)
         return 0;
-    s->flags = (s->flags & ~(OF_BIND | EPHEMERAL | CHOSEN | REPAIRED)) | share_flags(c, ctx) |
-               (ctx->user_port ? 0 : EPHEMERAL);
+    s->flags = (s->flags & ~(OF_BIND | EPHEMERAL | CHOSEN | REPAIRED)) | share_flags(c, ctx) | (port ? 0 : EPHEMERAL);
     return 1;
 }
 
@@ -389,11 +394,12 @@ INLINE int is_taken(struct bpf_sock_addr *ctx, const struct config *c, const str
 SEC("cgroup/bind4") int bind4(struct bpf_sock_addr *ctx) {
     struct config *c = the_config();
     struct state *s = state_of(ctx->sk);
-    __u32 port = swapped(ctx->user_port);
     struct address a;
+    __u32 port;
     if (!c || !s || netns_cookie(ctx) != c->netns)
         return refuse(EADDRNOTAVAIL);
-    if (!begin_bind(c, ctx, s))
+    port = asked_port(c, ctx);
+    if (!begin_bind(c, ctx, s, port))
         return refuse(EINVAL);
     if (!ctx->user_ip4) {
         s->flags |= WILD4;
@@ -434,11 +440,12 @@ INLINE int is_v6only(const struct config *c, const struct state *s) {
 SEC("cgroup/bind6") int bind6(struct bpf_sock_addr *ctx) {
     struct config *c = the_config();
     struct state *s = state_of(ctx->sk);
-    __u32 port = swapped(ctx->user_port), kind = 0;
+    __u32 port, kind = 0;
     struct address a;
     if (!c || !s || netns_cookie(ctx) != c->netns)
         return refuse(EADDRNOTAVAIL);
-    if (!begin_bind(c, ctx, s))
+    port = asked_port(c, ctx);
+    if (!begin_bind(c, ctx, s, port))
         return refuse(EINVAL);
     read6(ctx, &a);
     if (is_any6(&a)) {
