@@ -95,7 +95,7 @@ def change(name: str, *, add: Sequence[str] = (), remove: Sequence[str] = (), fo
                     details="\n".join(str(one) for one in used),
                     hint="end these first, or have them aborted with --force",
                 )
-            context_books.enter(before, [one for one in members if one.address not in _addresses(before)])
+            context_books.enter(before, members)
             for one in used:
                 context_sockets.destroy(one)
             after = kernel.change(before, members)

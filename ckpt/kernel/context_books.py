@@ -21,7 +21,11 @@ _STAMP_BITS = 48
 
 
 def enter(context: Context, members: Iterable[Member]) -> None:
-    """Enter ``members`` for every socket of the context on `*`; ExistsError when somebody has one, and none is."""
+    """Enter what is new of ``members`` for every socket of the context on `*`.
+
+    ExistsError when somebody has one of the ports; then nothing is entered.
+    """
+    before = {one.address: one for one in context.members}
     with context_floor.opened() as floor, ExitStack() as undo:
         if floor is None:
             return
@@ -29,7 +33,8 @@ def enter(context: Context, members: Iterable[Member]) -> None:
         for member in members:
             kind = WILD4 if member.ip.version == 4 else WILD6
             for (port, protocol), (claim, value) in wild.items():
-                if claim.wild & kind and _has_port(member, port, protocol):
+                had = member.address in before and _has_port(before[member.address], port, protocol)
+                if claim.wild & kind and _has_port(member, port, protocol) and not had:
                     key = KEY.pack(address_bytes(member.address), port, protocol, 0)
                     _enter(floor.books, key, value, member, port)
                     undo.callback(bpf_calls.map_delete, floor.books, key)

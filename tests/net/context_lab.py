@@ -10,8 +10,10 @@ import contextlib
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -34,6 +36,8 @@ HOST = {
     "free2": ("10.77.1.1/24", "fd77:1::1/64"),
 }
 PEER = {"near": ("10.77.0.2", "fd77::2"), "second": ("10.77.1.2", "fd77:1::2"), "far": ("10.99.0.2", "fd99::2")}
+
+_OF_TESTS = re.compile(r"ckpt-[0-9a-f]+-[cg][0-9a-f]{8}")
 
 _AGENT = """
 import json, os, socket, sys, threading, errno, time
@@ -159,6 +163,7 @@ def ip(which: str, family: int, hosts: dict[str, tuple[str, str]] | None = None)
 @contextlib.contextmanager
 def lab(directory: Path) -> Iterator[Lab]:
     """A host and a peer, joined by a link with all of ``HOST`` on one end and all of ``PEER`` on the other."""
+    _sweep()
     with spaces.fresh() as host, spaces.fresh() as peer, ExitStack() as stack:
         for space in (host, peer):
             spaces.shell("sysctl -qw net.ipv6.conf.default.accept_dad=0; ip link set lo up", space)
@@ -173,6 +178,15 @@ def lab(directory: Path) -> Iterator[Lab]:
         with netns.entered(host):
             yield Lab(host=host, peer=peer, directory=directory, stack=stack)
             stack.close()
+
+
+def _sweep() -> None:
+    """Remove cgroups of tests that were killed an hour ago or more: no process, and a name that only tests give."""
+    for root in (*cgroup2.mount_points("cgroup2"), *cgroup2.mount_points("cgroup")):
+        for path in root.glob("ckpt-*"):
+            with contextlib.suppress(OSError):
+                if _OF_TESTS.fullmatch(path.name) and time.time() - path.stat().st_mtime > 3600:
+                    path.rmdir()
 
 
 def _fill(space: int, addresses: Sequence[str]) -> None:

@@ -369,6 +369,16 @@ def test_added_address_is_answered_on_by_who_has_bound_any(place: Lab) -> None:
     assert [says(peer, address) for address in (FIRST, SECOND)] == ["one", "one"]
 
 
+def test_added_ports_of_an_address_are_answered_on_too(place: Lab) -> None:
+    entry, peer = serving(addresses=(FIRST, f"{SECOND}:443/tcp")), place.at_peer()
+    assert peer.fails(f"socket.create_connection(({SECOND!r}, 80))") == "ECONNREFUSED"
+    report = context.change(entry.name, add=[f"{SECOND}:80/tcp"])
+    assert report.members == (f"{FIRST}/24", f"{SECOND}/24:443/tcp", f"{SECOND}/24:80/tcp")
+    assert says(peer, SECOND) == "one"
+    stop_group(entry.name)
+    assert place.books() == []
+
+
 def test_address_whose_port_is_taken_cannot_be_added(place: Lab) -> None:
     entry = serving(addresses=(FIRST,))
     serving(addresses=(OTHER,))
