@@ -1,6 +1,7 @@
 """Which files travel in an image, and their way into it.
 
-While the group stands still it is gone through what it has open for writing, and what the user has named is walked;
+While the group stands still it is gone through what it has open or mapped for writing, and what the user has named is
+walked;
 each file is described and digested, so that a target can be asked for it before anything of it is sent. The contents
 follow CRIU's own files, straight from where they lie. Of a group that is to run on they are copied beside CRIU's images
 first, since by the time the image is written they may be others.
@@ -26,11 +27,11 @@ from ckpt.errors import NotFoundError, UsageError
 from ckpt.image import Writer
 from ckpt.kernel import carried as kernel
 from ckpt.kernel import digests
-from ckpt.model.carried import MEMBER_PREFIX, OUT_OF_BOUNDS, CarriedFile
+from ckpt.model.carried import MEMBER_PREFIX, CarriedFile, is_out_of_bounds
 from ckpt.model.checkpoint import CriuNotes
 from ckpt.model.process import FileKind, MountPlace, OpenFile, Process
 from ckpt.model.socket import Socket
-from ckpt.revalidate.needs import is_below, on_target
+from ckpt.revalidate.needs import is_named, on_target
 
 MIB = 1 << 20
 LARGEST = 64 * MIB
@@ -70,7 +71,7 @@ def check_named(paths: Sequence[Path]) -> tuple[Path, ...]:
             raise NotFoundError(f"there is no file {path} to be carried", code="carried-missing")
         if kernel.describe(str(whole), str(whole)) is None:
             raise UsageError(f"{path} is neither a file nor a directory nor a link", code="carried-kind")
-        if whole == Path("/") or any(is_below(str(whole), place) for place in OUT_OF_BOUNDS):
+        if is_out_of_bounds(str(whole)):
             raise UsageError(f"{path} cannot be carried", code="carried-kind", hint="name what is the group's own")
         found.append(whole)
     return tuple(found)
@@ -91,7 +92,7 @@ def collect(
             found.setdefault(source, (dataclasses.replace(one, named=True), source))
     warnings: list[str] = []
     if which is not OpenFiles.NONE:
-        for opened, source in _open_files(processes, notes):
+        for opened, source in (*_open_files(processes, notes), *_shared_memory(processes, notes)):
             found.setdefault(opened.path, (opened, source))
         warnings = list(_leave_out(found, which))
     for path in _directories(processes, sockets, notes, found):
@@ -152,6 +153,17 @@ def _open_files(processes: Sequence[Process], notes: CriuNotes) -> Iterator[tupl
         if one is not None:
             logs = all(_only_appends(file) for file, _ in uses)
             yield dataclasses.replace(one, append=logs), source
+
+
+def _shared_memory(processes: Sequence[Process], notes: CriuNotes) -> Iterator[tuple[CarriedFile, str]]:
+    """The files that the group writes to by mapping them, as it does with named shared memory."""
+    for process in processes:
+        for file in process.maps:
+            target = on_target(file.path, notes.mounts) if file.shared and file.writable and is_named(file) else None
+            source = f"/proc/{process.pid}/root{file.path}"
+            one = kernel.describe(source, target, follow=True) if target is not None else None
+            if one is not None and one.kind is FileKind.REGULAR:
+                yield one, source
 
 
 def _only_appends(file: OpenFile) -> bool:

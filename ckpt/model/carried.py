@@ -18,6 +18,16 @@ MEMBER_PREFIX = "carried-"
 
 OUT_OF_BOUNDS = ("/proc", "/sys", "/dev")
 """Where nothing is placed: the kernel's own, and the host's devices."""
+SHARED_MEMORY = "/dev/shm/"
+"""What of it is all the same a place for files (shm_open(3))."""
+
+
+def is_out_of_bounds(path: str) -> bool:
+    """Whether nothing may be placed at ``path``."""
+    return path == "/" or (
+        not path.startswith(SHARED_MEMORY)
+        and any(path == place or path.startswith(f"{place}/") for place in OUT_OF_BOUNDS)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +62,10 @@ class CarriedFile:
         path = self.path
         return (
             path.startswith("/")
-            and path != "/"
             and posixpath.normpath(path) == path
             and not path.startswith("//")
             and "\0" not in path + self.target
-            and not any(path == place or path.startswith(f"{place}/") for place in OUT_OF_BOUNDS)
+            and not is_out_of_bounds(path)
             and self.kind in (FileKind.REGULAR, FileKind.DIRECTORY, FileKind.SYMLINK)
             and (not self.member or self.member.startswith(MEMBER_PREFIX))
         )

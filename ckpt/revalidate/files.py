@@ -19,7 +19,7 @@ from ckpt.revalidate.verdict import block, counted, ok, warn
 
 _SETTLED = frozenset({Placement.PLACE, Placement.REPLACE, Placement.REFUSE})
 """What is there now is nothing to the group then, or is spoken of already."""
-_PLACEABLE = frozenset({FileRole.OPEN, FileRole.INHERITED, FileRole.WORKDIR, FileRole.ROOT, FileRole.SOCKET})
+_PLACEABLE = frozenset(FileRole) - {FileRole.NETNS}
 
 _SAME_VERSION = "install the version of it that the source has"
 

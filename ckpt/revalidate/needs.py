@@ -215,7 +215,7 @@ def _all_files(
     for process in processes:
         if not process.zombie:
             yield from _surroundings(process)
-            yield from (_mapped(file, process) for file in process.maps if _is_named(file))
+            yield from (_mapped(file, process) for file in process.maps if is_named(file))
             for file in process.files:
                 if file.kind in _PATHS or (file.kind is FileKind.TTY and not file.deleted):
                     yield from _open(file, process, inherited=file.path in inherited)
@@ -243,7 +243,7 @@ def _surroundings(process: Process) -> Iterator[FileNeed]:
             yield FileNeed(path=path, role=role, kind=FileKind.DIRECTORY, user=user)
 
 
-def _is_named(file: MappedFile) -> bool:
+def is_named(file: MappedFile) -> bool:
     """Whether it is a regular file that has a name: not shared memory, not a device, not deleted."""
     return (
         not file.deleted

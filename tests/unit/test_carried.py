@@ -17,7 +17,7 @@ from ckpt.model.carried import CarriedFile, Placement
 from ckpt.model.checkpoint import Checkpoint, CriuNotes
 from ckpt.model.finding import Severity
 from ckpt.model.host import FileFacts, TargetFacts
-from ckpt.model.process import FileKind, OpenFile, Process
+from ckpt.model.process import FileKind, MappedFile, OpenFile, Process
 from ckpt.revalidate import needs_of, revalidate
 from ckpt.revalidate.carried import placements
 from tests.unit.test_revalidate import CHECKPOINT, DATA, REGULAR, SERVER, TARGET, WORK, open_file
@@ -90,6 +90,14 @@ def test_revalidate_what_is_placed_is_not_missed() -> None:
     assert [one.subject for one in found if one.code == "file-placed"] == [DATA, WORK]
 
 
+def test_revalidate_program_that_is_placed_is_not_missed() -> None:
+    program = replace(FILE, path=SERVER, named=True)
+    found = revalidate(
+        carrying(program, replace(FILE, path="/dev/shm/x", member="carried-2")), without(ELSEWHERE, SERVER)
+    )
+    assert [one for one in found if one.severity is not Severity.OK] == []
+
+
 def test_revalidate_another_file_blocks_once_and_makes_way_when_asked() -> None:
     target = replace(ELSEWHERE, files={**ELSEWHERE.files, DATA: replace(THERE, size=51, digest="bb")})
     found = revalidate(carrying(FILE), target)
@@ -98,7 +106,9 @@ def test_revalidate_another_file_blocks_once_and_makes_way_when_asked() -> None:
     assert [(one.code, one.subject) for one in found if one.severity is not Severity.OK] == [("file-replaced", DATA)]
 
 
-@pytest.mark.parametrize("path", ["relative", "/a/../b", "//a", "/proc/1/mem", "/dev/sda", "/", "/a\0b", "/a/"])
+@pytest.mark.parametrize(
+    "path", ["relative", "/a/../b", "//a", "/proc/1/mem", "/dev/sda", "/dev/shm", "/", "/a\0b", "/a/"]
+)
 def test_revalidate_path_that_no_ckpt_writes_blocks(path: str) -> None:
     found = revalidate(carrying(replace(FILE, path=path)), ELSEWHERE)
     assert [one.code for one in found if one.severity is Severity.BLOCK] == ["carried-invalid"]
@@ -165,6 +175,14 @@ def test_collect_takes_what_is_open_for_writing(process: Process, place: Path) -
     paths = [one.path for one in found.files]
     assert paths.index(str(place)) < paths.index(str(place / "data"))
     assert found.size == 4 + 9
+
+
+def test_collect_takes_shared_memory_by_its_name(process: Process, place: Path) -> None:
+    path = str(place / "data")
+    shared = MappedFile(path=path, device="", inode=1, shared=True, writable=True, mode=REGULAR)
+    private = MappedFile(path=str(place / "read"), device="", inode=2, writable=True, mode=REGULAR)
+    found = collect((replace(process, files=(), maps=(shared, private)),), (), CriuNotes())
+    assert [one.path for one in found.files if one.member] == [path]
 
 
 def test_collect_leaves_out_what_is_large_unless_it_is_asked_for(
