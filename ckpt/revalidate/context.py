@@ -85,10 +85,11 @@ def with_places(target: TargetFacts, placing: Placing) -> TargetFacts:
 
 def check_answers(placing: Placing, target: TargetFacts, held_by: Collection[str]) -> Iterator[Finding]:
     """Who has an address already that is to be put on a link, and rightly so where it is one of ``held_by``."""
-    answers = {(one.address, one.ifname): one.mac for one in target.answers}
     for probe in placing.probes:
-        mac = answers.get((probe.address, probe.ifname))
-        if mac is not None and mac not in held_by:
+        # Several may answer: somebody else beside the source that has it still.
+        heard = [one.mac for one in target.answers if (one.address, one.ifname) == (probe.address, probe.ifname)]
+        mac = next((one for one in heard if one not in held_by), None)
+        if mac is not None:
             yield block(
                 "address-in-use",
                 probe.address,
