@@ -296,6 +296,24 @@ def test_source_that_the_program_chose_is_kept(place: Lab, one: Context, protoco
     assert source == ip("second", number)
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("family", ["v4", "v6"])
+def test_socket_bound_to_any_connects_from_the_first_address(
+    place: Lab, one: Context, protocol: str, family: str
+) -> None:
+    agent, peer, server = place.inside(one), place.at_peer(), place.inside(one)
+    number = version(family)
+    only = V6ONLY.format(1).replace("s.", "c.", 1) if family == "v6" else "None"
+    serve(peer, protocol, family, ip("second", number, PEER))
+    serve(server, protocol, family, LOOPBACK[family])
+    for target, reached in ((ip("second", number, PEER), peer), (LOOPBACK[family], server)):
+        agent.do(make(protocol, family, "c"))
+        agent.do(only)
+        agent.do(f"c.bind(({ANY[family]!r}, 0)); c.connect(({target!r}, {PORT})); c.send(b'x')")
+        source = reached.do("s.accept()[1]" if protocol == "tcp" else "s.recvfrom(9)[1]")[0]
+        assert source == agent.do("c.getsockname()[0]") == ip("first", number)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_connection_to_an_own_address_comes_from_it(place: Lab, one: Context, family: str) -> None:
     server, agent = place.inside(one), place.inside(one)

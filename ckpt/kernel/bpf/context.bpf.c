@@ -133,6 +133,7 @@ struct state {
 #define OF_BIND (WILD | SHARE_PORT | SHARE_ADDRESS | BOOKED)
 #define EPHEMERAL 0x200 /* bound to port 0 */
 #define REPAIRED 0x400  /* a connection that is being restored */
+#define CONNECTED 0x800 /* of TCP: it has an address from then on, also when the connection has ended */
 
 struct map {
     __u32 type, key_size, value_size, max_entries, flags;
@@ -690,6 +691,8 @@ SEC("cgroup/connect4") int connect4(struct bpf_sock_addr *ctx) {
     if (!destination4(c, &to))
         return refuse(ENETUNREACH);
     ctx->user_ip4 = to;
+    if (ctx->protocol == IPPROTO_TCP)
+        s->flags |= CONNECTED;
     if (sk->src_ip4 && !(s->flags & CHOSEN))
         return 1;
     from.address = source4(c, to);
@@ -737,6 +740,8 @@ SEC("cgroup/connect6") int connect6(struct bpf_sock_addr *ctx) {
             return refuse(ENETUNREACH);
     }
     write6(ctx, &to);
+    if (ctx->protocol == IPPROTO_TCP)
+        s->flags |= CONNECTED;
     if (bound && !(s->flags & CHOSEN))
         return 1;
     if (sock_bind(ctx, &from, sizeof(from))) {
@@ -836,7 +841,7 @@ INLINE int show6(struct bpf_sock_addr *ctx) {
 INLINE int is_shown_wild(struct bpf_sock_addr *ctx) {
     struct bpf_sock *sk = ctx->sk;
     struct state *s = storage_get(&sockets, sk, 0, 0);
-    return s && s->flags & WILD && (sk->state == TCP_CLOSE || sk->state == TCP_LISTEN);
+    return s && s->flags & WILD && !(s->flags & CONNECTED) && (sk->state == TCP_CLOSE || sk->state == TCP_LISTEN);
 }
 
 SEC("cgroup/getsockname4") int getsockname4(struct bpf_sock_addr *ctx) {
