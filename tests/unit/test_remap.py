@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 
+from ckpt import sections
+from ckpt.image import Reader
 from ckpt.kernel.netlink import ip_bytes
 from ckpt.mapping import Mapping, parse_mapping
 from ckpt.model.bridging import Bridging, ForwardingEntry
@@ -36,6 +39,7 @@ from ckpt.model.socket import IPPROTO_TCP, IPPROTO_UDP, Endpoint, Socket
 from ckpt.model.traffic import Filter, Traffic
 from ckpt.model.wireguard import WireguardDevice, WireguardPeer
 from ckpt.remap import Remapped, remap
+from tests.unit.broken_images import IMAGES
 
 WHOLE = ("10.0.0.0/24=10.1.0.0/24", "fd00::/64=fd01::/64")
 ONE = ("10.0.0.2=10.1.0.9",)
@@ -397,3 +401,29 @@ def test_rule_that_names_a_mapped_port_is_named() -> None:
     result = remap(checkpoint(network, tcp("0.0.0.0", 80)), parse_mapping(ports=["80=81"]))
     assert named(result, "map-port-left").subject == "nft table ip x"
     assert "map-port-left" not in codes(remap(checkpoint(network, tcp("0.0.0.0", 8)), parse_mapping(ports=["8=81"])))
+
+
+THERE = parse_mapping(["10.9.0.0/24=10.8.0.0/24", "fd00::/64=fd08::/64"], links=["br0=br8"], ports=["6379=6380"])
+BACK = parse_mapping(["10.8.0.0/24=10.9.0.0/24", "fd08::/64=fd00::/64"], links=["br8=br0"], ports=["6380=6379"])
+
+
+def test_real_image_there_and_back_is_as_it_was() -> None:
+    with Reader(IMAGES / "golden" / "v1" / "redis.ckpt") as reader:
+        before = sections.read(reader)
+    assert before.network is not None
+    # Flows with others do not come along, and rules are written without the flags of nesting.
+    before = replace(before, network=replace(before.network, conntrack=()))
+
+    def round_trip(one: Checkpoint) -> Checkpoint:
+        there = remap(one, THERE).checkpoint
+        assert there.network is not None
+        assert not re.search(r"10\.9\.0\.|fd00::|br0\b", repr((there.network, there.sockets)))
+        return remap(there, BACK).checkpoint
+
+    after = round_trip(before)
+    assert after.network is not None
+    without = replace(before.network, nftables=())
+    assert replace(after.network, nftables=()) == without
+    assert [one.text for one in after.network.nftables] == [one.text for one in before.network.nftables]
+    assert (after.sockets, after.processes) == (before.sockets, before.processes)
+    assert round_trip(after) == after
