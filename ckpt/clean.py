@@ -22,8 +22,10 @@ from functools import partial
 from pathlib import Path
 
 from ckpt import context, held, migrations, registry, stop
+from ckpt.dump import IMAGES
 from ckpt.errors import CkptError, NetworkError, NotFoundError
 from ckpt.image import Reader
+from ckpt.image.publish import PARTIAL
 from ckpt.kernel import datagrams, ending, link_remaps, lock, mntns, netns, outside, proc, remains, takedown
 from ckpt.model.checkpoint import ConnectedDatagram
 from ckpt.registry import OperationEntry
@@ -133,6 +135,7 @@ class _Search:
         yield from self._locks_of_the_host()
         yield from self._bridges()
         yield from _migrations()
+        yield from _of_earlier_boots()
         yield from _files()
 
     # -- what the notes of dead ckpts name -------------------------------------------------------------------------
@@ -321,6 +324,18 @@ def _migrations() -> Iterator[_Found]:
         else:
             forget = partial(migrations.forget, record.id, migrations.Role.TARGET)
             yield _Found("migration", subject, f"nothing of it is here, {record.peer} has it", forget)
+
+
+def _of_earlier_boots() -> Iterator[_Found]:
+    """What lay beside images when the host lost its power, and with it every note: it holds the memory of processes."""
+    with contextlib.suppress(OSError):
+        since = (registry.state_dir() / "lock").stat().st_mtime
+        for path in sorted(IMAGES.glob(".*")) + sorted(IMAGES.glob("migrations/.*")):
+            ours = _DIRECTORY.fullmatch(path.name) or PARTIAL in path.name or path.parent != IMAGES
+            if not ours or path.stat().st_mtime >= since or remains.is_held(path):
+                continue
+            end = partial(shutil.rmtree, path) if path.is_dir() else partial(path.unlink, missing_ok=True)
+            yield _Found("directory" if path.is_dir() else "file", str(path), "left when the host went down", end)
 
 
 def _half_restored(pid: int, what: str) -> _Found:

@@ -74,8 +74,13 @@ def confine(
     operation: registry.Operation,
     passing: ExitStack,
     undo: ExitStack,
+    *,
+    mute: bool = False,
 ) -> ConfinedHome:
-    """Make the context called ``name``, locked, for ``checkpoint``'s group; `rebuild.rebuild` for one in the host's."""
+    """Make the context called ``name``, locked, for ``checkpoint``'s group; `rebuild.rebuild` for one in the host's.
+
+    With ``mute`` the host does not even answer for the addresses that it gets, until the lock goes.
+    """
     record = _record(checkpoint)
     # CRIU tries out what the kernel can when it is first run after a boot: not in there.
     criu.features(program)
@@ -93,7 +98,10 @@ def confine(
     own = netns.open_own()
     passing.callback(os.close, own)
     here = replace(record, loopback4=made.loopback4, loopback6=made.loopback6)
-    lock = GroupLock([NetworkLock(own, scope=context_record.scope(here, checkpoint.sockets))])
+    scope = context_record.scope(here, checkpoint.sockets)
+    if mute:
+        scope = replace(scope, mute=tuple(one.address.partition("/")[0] for one in found.places))
+    lock = GroupLock([NetworkLock(own, scope=scope)])
     passing.enter_context(lock).close(permanent=True)
     home = ConfinedHome(lock=lock, context=made, cgroups=cgroups, places=found.places)
     operation.note(lock_tables=list(lock.names), netns_pid=os.getpid(), given=list(home.given))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from ckpt import sections, spaces
+from ckpt import context_record, sections, spaces
 from ckpt.dump import find_root
 from ckpt.errors import CkptError, RefusedError
 from ckpt.image import Reader
@@ -33,23 +33,25 @@ def read_checkpoint(target: str | int | Path, criu_path: str | None = None) -> C
     with ExitStack() as stack:
         opened = spaces.opened(facts, stack)
         networks = rtnl_group.read_networks({space.key: space.netns for space in opened})
+    confined = None if networks else context_record.of_process(facts.root)
     return Checkpoint(
-        group=_group(target, entry, facts),
+        group=_group(target, entry, facts, confined=confined is not None),
         source=host.read_host(_criu_version(criu_path)),
         processes=facts.processes,
         sockets=facts.sockets,
         network=networks.get(NETNS_KEY),
         criu=_notes(facts),
         nested=spaces.nested_of(opened, networks),
+        context=None if confined is None else context_record.read(confined, entry),
     )
 
 
-def _group(target: str | int, entry: GroupEntry | None, facts: GroupFacts) -> Group:
+def _group(target: str | int, entry: GroupEntry | None, facts: GroupFacts, *, confined: bool) -> Group:
     root = facts.processes[0]
     pins = map(Path, facts.netns_pins)
     return Group(
         name=entry.name if entry else str(target),
-        isolation=facts.isolation,
+        isolation=Isolation.IPSET if confined else facts.isolation,
         root_pid=facts.root,
         pid_namespace=facts.root_is_init,
         command=entry.command if entry else root.cmdline,

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import ipaddress
+import platform
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,18 +38,23 @@ from ckpt.image import Writer
 from ckpt.mapping import NO_MAPPING, Mapping
 from ckpt.migrations import Migration, Role, State, Task
 from ckpt.model.checkpoint import Checkpoint
-from ckpt.model.finding import Finding, refuse_blocked
+from ckpt.model.finding import Finding, Severity, refuse_blocked
 from ckpt.registry import start_time
 from ckpt.remote import messages, ssh
-from ckpt.remote.host import RestoreWanted, SshHost
+from ckpt.remote.host import SshHost
 from ckpt.remote.messages import Standing, Stands, Verdict
-from ckpt.remote.protocol import Channel, ChannelClosedError, DataWriter
+from ckpt.remote.protocol import Channel, ChannelClosedError, ChannelTimeoutError, DataWriter, failed
 
 RESULT_SECONDS = 20.0
 """How long the other side may take from our go to its report."""
 
 RETRY_SECONDS = 30.0
 """How long a connection that was lost after the commit is tried again."""
+
+ANSWER_SECONDS = 60.0
+"""How long an agent may take to answer a question for which it has to look about, and perhaps to clean."""
+
+HANG_UP_SECONDS = 1.0
 
 TELL_SECONDS = 15.0
 """How long a connection may take over which a target is told to give up."""
@@ -100,7 +108,7 @@ def migrate_group(
     entry, root = find_root(target)
     checkpoint = _with_files(live.read_checkpoint(target, options.criu), options)
     with ssh.session(host, ckpt=options.ckpt) as session:
-        findings = _preflight(session.channel, checkpoint, options)
+        findings = (*_staying(checkpoint, options), *_preflight(session.channel, checkpoint, options))
         name = options.name or checkpoint.group.name
         if options.dry_run:
             return MigrateReport(name=name, host=host, dry_run=True, findings=findings)
@@ -112,7 +120,7 @@ def migrate_group(
             dumped = _dump(target, record, departure, options, progress)
         except BaseException as error:
             if not departure.committed:
-                hint = _rolled_back(departure, host, options)
+                hint = _rolled_back(departure, session, host, options)
                 if isinstance(error, CkptError) and departure.frozen_at:
                     raise _runs_on(name, host, error, hint) from error
                 raise
@@ -169,7 +177,21 @@ def _preflight(channel: Channel, checkpoint: Checkpoint, options: MigrateOptions
         sections.write(writer, checkpoint)
         writer.finish()
     channel.end_data()
-    return channel.expect(messages.Restored).findings
+    return channel.expect(messages.Restored, time.monotonic() + ANSWER_SECONDS).findings
+
+
+def _staying(checkpoint: Checkpoint, options: MigrateOptions) -> Iterator[Finding]:
+    """Addresses of a set that are this host's own: nobody would take them away here, and both would have them."""
+    for one in checkpoint.context.places if checkpoint.context is not None else ():
+        plain = one.address.partition("/")[0]
+        if not one.given and options.mapping.address(ipaddress.ip_address(plain))[1] is None:
+            yield Finding(
+                severity=Severity.BLOCK,
+                code="address-stays",
+                subject=plain,
+                reason=f"it is this host's own, on {one.ifname}, and would stay here when the group goes",
+                remedy=f"`ip address del {one.address} dev {one.ifname}` and let ckpt give it, or --map-address",
+            )
 
 
 def _question(
@@ -192,11 +214,15 @@ def _question(
 # -- the source keeps it -----------------------------------------------------------------------------------------------
 
 
-def _rolled_back(departure: Departure, host: str, options: MigrateOptions) -> str | None:
+def _rolled_back(departure: Departure, session: ssh.Session, host: str, options: MigrateOptions) -> str | None:
     """The group stays here; see that nothing of it stays there, or return what is still to be done about that."""
     departure.roll_back()
     record = departure.record
     if departure.frozen_at and not departure.refused:
+        # What listens there is told, as far as it can be; a connection of its own finds out what came of it.
+        with contextlib.suppress(CkptError):
+            session.channel.send(Verdict(migration=record.id, go=False), time.monotonic() + HANG_UP_SECONDS)
+        session.close()
         try:
             with ssh.session(host, ckpt=options.ckpt, seconds=TELL_SECONDS) as session:
                 _tell(session.channel, record.id, go=False)
@@ -217,7 +243,7 @@ def _runs_on(name: str, host: str, error: CkptError, hint: str | None) -> Rolled
 
 def _tell(channel: Channel, migration: str, *, go: bool) -> Stands:
     channel.send(Verdict(migration=migration, go=go))
-    return channel.expect(Stands)
+    return channel.expect(Stands, time.monotonic() + ANSWER_SECONDS)
 
 
 # -- the target has it -------------------------------------------------------------------------------------------------
@@ -266,7 +292,9 @@ class _MigrateEnd:
             try:
                 with ssh.session(self._host, ckpt=self._options.ckpt, seconds=TELL_SECONDS) as session:
                     return self.settle(session.channel)
-            except (RemoteError, ChannelClosedError) as error:
+            except RestoreError:
+                raise
+            except CkptError as error:
                 if time.monotonic() > deadline:
                     raise _unknown(self._record, self._host, str(error)) from error
                 time.sleep(1.0)
@@ -296,15 +324,8 @@ class _MigrateEnd:
                 code="migration-lost",
             )
         try:
-            wanted = RestoreWanted(
-                name=self._options.name,
-                tcp_close=self._options.tcp_close,
-                mapping=self._options.mapping,
-                replace_files=self._options.replace_files,
-            )
-            with image.open("rb", buffering=0) as stream:
-                report = SshHost(channel).restore(stream, str(image), wanted)
-        except ChannelClosedError:
+            return self._send_again(channel, image)
+        except (ChannelClosedError, ChannelTimeoutError):
             raise
         except CkptError as error:
             migrations.forget(self._record.id, Role.SOURCE)
@@ -314,7 +335,32 @@ class _MigrateEnd:
                 details=f"{error}\nthe image {image} has all of it",
                 hint=f"`ckpt restore {image}` brings it back here, with --host elsewhere",
             ) from error
-        return Stands(standing=Standing.RUNNING, pid=report.pid)
+
+    def _send_again(self, channel: Channel, image: Path) -> Stands:
+        """As the same migration, so that it can be asked for again should the connection end meanwhile."""
+        _forget(channel, self._record.id, Role.TARGET)
+        with image.open("rb", buffering=0) as stream:
+            SshHost(channel).send_image(self._question(), stream, image.stat().st_size)
+        while True:
+            message = channel.receive(time.monotonic() + ANSWER_SECONDS)
+            if isinstance(message, messages.Ready):
+                channel.send(Verdict(migration=self._record.id, go=True))
+            elif isinstance(message, messages.Failure):
+                raise failed(message, self._host)
+            elif isinstance(message, messages.Restored):
+                return Stands(standing=Standing.RUNNING, pid=message.pid)
+
+    def _question(self) -> messages.Restore:
+        return messages.Restore(
+            label=self._record.group,
+            name=self._options.name,
+            tcp_close=self._options.tcp_close,
+            migration=self._record.id,
+            source=platform.node(),
+            patience=self._options.downtime_limit,
+            mapping=self._options.mapping,
+            replace_files=self._options.replace_files,
+        )
 
     def _done(self, channel: Channel) -> None:
         """It runs there: the image is of the past now, and nobody has a question left."""
@@ -399,7 +445,7 @@ def _resume_source(record: Migration, host: str, options: MigrateOptions) -> Res
                 migration=record.id, group=record.group, outcome=f"{record.group} has moved to {host}", runs=host
             )
         channel.send(messages.Inquire(migration=record.id))
-        holds = channel.expect(Stands).standing is Standing.HOLDING
+        holds = channel.expect(Stands, time.monotonic() + ANSWER_SECONDS).standing is Standing.HOLDING
         go, record = migrations.decide(record.id, holds=holds)
         if not go:
             _tell(channel, record.id, go=False)
@@ -461,4 +507,4 @@ def _ask(record: Migration, source: Channel | None) -> bool:
             hint=f"`ckpt migrate --resume {record.id}` there; or here with --host to ask it, or --source-lost",
         )
     source.send(messages.Decide(migration=record.id, holds=True))
-    return source.expect(Verdict).go
+    return source.expect(Verdict, time.monotonic() + ANSWER_SECONDS).go

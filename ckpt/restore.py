@@ -297,7 +297,13 @@ class _Restore:
     def _make_home(self, passing: contextlib.ExitStack) -> Home:
         if self._checkpoint.context is not None:
             return context_restore.confine(
-                self._program, self._checkpoint, self._name, self._operation, passing, self._undo
+                self._program,
+                self._checkpoint,
+                self._name,
+                self._operation,
+                passing,
+                self._undo,
+                mute=self._arrival.moves,
             )
         return rebuild(self._checkpoint, self._operation, passing, self._undo, mute=self._arrival.moves)
 

@@ -50,13 +50,15 @@ class Scope:
     """What a lock in a shared namespace silences: addresses are plain (no prefix), ``0.0.0.0`` and ``::`` mean any.
 
     ``connections`` are (local address, local port, remote address, remote port) of TCP; ``listeners`` (address, port)
-    of TCP; ``udp_ports`` local ports; ``datagrams`` (address, port) of UDP.
+    of TCP; ``udp_ports`` local ports; ``datagrams`` (address, port) of UDP. ``mute`` are addresses that are silenced
+    altogether, and not even answered for, as by a mute lock.
     """
 
     connections: tuple[tuple[str, int, str, int], ...] = ()
     listeners: tuple[tuple[str, int], ...] = ()
     udp_ports: tuple[int, ...] = ()
     datagrams: tuple[tuple[str, int], ...] = ()
+    mute: tuple[str, ...] = ()
 
 
 class NetworkLock:
@@ -71,6 +73,10 @@ class NetworkLock:
         self._scope = scope
         self._mute = mute
         self._tables: list[_Table] = []
+
+    @property
+    def _is_mute(self) -> bool:
+        return self._mute or bool(self._scope and self._scope.mute)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -92,7 +98,7 @@ class NetworkLock:
         Called again with ``permanent`` it puts a lock that outlives this process in the place of an owned one,
         without a moment between them. Raises NetworkError (`lock-lost`) when there was one all the same.
         """
-        self._replace(_closing_rules(self._scope, mute=self._mute), owned=not (permanent or self._mute))
+        self._replace(_closing_rules(self._scope, mute=self._mute), owned=not (permanent or self._is_mute))
 
     def require_intact(self) -> None:
         """NetworkError (`lock-lost`) when somebody has killed the holder of a table, and so opened the lock.
@@ -192,25 +198,43 @@ class _Rules:
     outbound: tuple[str, ...]
     sets: tuple[str, ...] = ()
     mute: bool = False
+    muted: tuple[str, ...] = ()
 
     def table(self, name: str, flags: str = "") -> str:
         """The command for one table, on one line: an interactive nft takes nothing else as one transaction."""
-        passing = [f"meta mark {MARK:#x} accept"]
-        if not self.mute:
-            passing.append("icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept")
         chains = [
             f"chain {chain} {{ type filter hook {hook} priority {_PRIORITY}; policy accept; "
-            + "; ".join((*passing, *rules))
+            + "; ".join((f"meta mark {MARK:#x} accept", *self._neighbours(side), *rules))
             + "; }"
-            for chain, hook, rules in (("inbound", "prerouting", self.inbound), ("outbound", "output", self.outbound))
+            for chain, hook, side, rules in (
+                ("inbound", "prerouting", "d", self.inbound),
+                ("outbound", "output", "s", self.outbound),
+            )
         ]
         table = f"add table inet {name} {{ {'; '.join((*filter(None, [flags]), *self.sets, *chains))}; }}\n"
-        return table + (_MUTE_ARP.format(name=name) if self.mute else "")
+        return table + self._arp(name)
+
+    def _neighbours(self, side: str) -> Iterable[str]:
+        """What becomes of neighbour discovery: it passes, but for addresses that are muted."""
+        for address in self.muted:
+            # An advertisement comes from the address that it is about (ndisc_send_na, net/ipv6/ndisc.c).
+            yield f"{'ip6' if ':' in address else 'ip'} {side}addr {address} drop"
+        if not self.mute:
+            yield "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"
+
+    def _arp(self, name: str) -> str:
+        if self.mute:
+            return _MUTE_ARP.format(name=name, policy="drop", inbound="", outbound="")
+        muted = ", ".join(address for address in self.muted if ":" not in address)
+        if not muted:
+            return ""
+        inbound, outbound = (f"arp {side}addr ip {{ {muted} }} drop; " for side in ("d", "s"))
+        return _MUTE_ARP.format(name=name, policy="accept", inbound=inbound, outbound=outbound)
 
 
 _MUTE_ARP = (
-    "add table arp {name} {{ chain inbound {{ type filter hook input priority 0; policy drop; }}; "
-    "chain outbound {{ type filter hook output priority 0; policy drop; }}; }}\n"
+    "add table arp {name} {{ chain inbound {{ type filter hook input priority 0; policy {policy}; {inbound}}}; "
+    "chain outbound {{ type filter hook output priority 0; policy {policy}; {outbound}}}; }}\n"
 )
 
 
@@ -246,7 +270,8 @@ def _closing_rules(scope: Scope | None, *, mute: bool = False) -> _Rules:
         word = "ip" if address.version == 4 else "ip6"
         inbound.append(f"{word} daddr {address} udp dport {port} drop")
         outbound.append(f"{word} saddr {address} udp sport {port} drop")
-    return _Rules(tuple(inbound), tuple(outbound), tuple(sets))
+    muted = tuple(str(_plain_address(text)) for text in scope.mute)
+    return _Rules(tuple(inbound), tuple(outbound), tuple(sets), muted=muted)
 
 
 def _gate_rules(scope: Scope | None) -> _Rules:

@@ -100,6 +100,15 @@ def pids_in(inode: int) -> tuple[int, ...]:
     return tuple(pid for pid in _pids() if _netns_of(pid) == inode)
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process has ``path`` open, or works in it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return any(_holds(pid, {(found.st_dev, found.st_ino)}) for pid in _pids())
+
+
 def netns_of_pin(pin: Path) -> int | None:
     """The number of the namespace that is bound to the file ``pin``; None when none is."""
     try:

@@ -25,6 +25,9 @@ from ckpt.remote.protocol import Channel, ChannelClosedError, DataReader, DataWr
 
 GREETING_SECONDS = 60.0
 
+STORE_SECONDS = 60.0
+"""How long a near side that stores a dump may say nothing: the group stands still meanwhile."""
+
 PROGRESS_SECONDS = 0.2
 
 
@@ -195,8 +198,8 @@ class _Agent:
 @contextlib.contextmanager
 def _stored(channel: Channel) -> Any:
     """Where a dump is written: to the near side, which says when it has it in safety."""
-    yield DataWriter(channel)
-    channel.end_data()
-    answer = channel.receive()
+    yield DataWriter(channel, patience=STORE_SECONDS)
+    channel.end_data(time.monotonic() + STORE_SECONDS)
+    answer = channel.receive(time.monotonic() + STORE_SECONDS)
     if not isinstance(answer, messages.Stored) or isinstance(answer, EndOfData):
         raise NotFoundError("the near side has not stored the image", code="protocol-malformed")

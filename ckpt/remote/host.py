@@ -236,24 +236,25 @@ class SshHost:
         self, image: Readable, label: str, wanted: RestoreWanted, progress: Progress | None = None
     ) -> RestoreReport:
         """See Host."""
-        self.channel.send(
-            messages.Restore(
-                label=label,
-                name=wanted.name,
-                dry_run=wanted.dry_run,
-                tcp_close=wanted.tcp_close,
-                pages=wanted.pages,
-                keep=str(wanted.keep) if wanted.keep else None,
-                criu=wanted.criu,
-                mapping=wanted.mapping,
-                replace_files=wanted.replace_files,
-            )
+        question = messages.Restore(
+            label=label,
+            name=wanted.name,
+            dry_run=wanted.dry_run,
+            tcp_close=wanted.tcp_close,
+            pages=wanted.pages,
+            keep=str(wanted.keep) if wanted.keep else None,
+            criu=wanted.criu,
+            mapping=wanted.mapping,
+            replace_files=wanted.replace_files,
         )
-        self._send_image(image, wanted.size, progress)
+        self.send_image(question, image, wanted.size, progress)
         return restored(self._result(progress))
 
-    def _send_image(self, image: Readable, size: int, progress: Progress | None) -> None:
-        """All of it, unless the agent has said meanwhile that it has no use for more."""
+    def send_image(
+        self, question: messages.Restore, image: Readable, size: int, progress: Progress | None = None
+    ) -> None:
+        """Ask, and send all of the image, unless the agent has said meanwhile that it has no use for more."""
+        self.channel.send(question)
         buffer = memoryview(bytearray(_PIECE))
         sent = 0
         while not self._is_answered() and (count := image.readinto(buffer)):

@@ -333,17 +333,20 @@ class DataReader:
 
 
 class DataWriter:
-    """Bulk data for the other side as a writable stream, for an image's writer; each write may last to ``deadline``."""
+    """Bulk data for the other side as a writable stream, for an image's writer.
 
-    def __init__(self, channel: Channel, deadline: float | None = None) -> None:
+    All of it may last to ``deadline``, or each write as long as ``patience``.
+    """
+
+    def __init__(self, channel: Channel, deadline: float | None = None, *, patience: float | None = None) -> None:
         self._channel = channel
-        self.deadline = deadline
-        self.written = 0
+        self._deadline = deadline
+        self._patience = patience
 
     def write(self, data: bytes | memoryview, /) -> int:
         """All of ``data``."""
-        self._channel.send_data(data, self.deadline)
-        self.written += len(data)
+        deadline = self._deadline if self._patience is None else time.monotonic() + self._patience
+        self._channel.send_data(data, deadline)
         return len(data)
 
 

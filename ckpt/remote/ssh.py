@@ -31,6 +31,9 @@ END_SECONDS = 5.0
 VARIABLE = "CKPT_REMOTE"
 """Names the ckpt of other hosts, where it is not simply `ckpt` on PATH."""
 
+# A cable that is cut says nothing: without this a broken connection is noticed after hours.
+_ALIVE = ("-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3")
+
 _NO_CKPT, _NO_SUDO, _NOT_ALLOWED, _SSH_FAILED = 121, 122, 123, 255
 _WORDS = 4096
 
@@ -49,6 +52,10 @@ class Session:
     channel: Channel
     hello: Hello
     process: subprocess.Popen[bytes]
+
+    def close(self) -> None:
+        """End the connection now. Again is nothing."""
+        _end(self.process)
 
 
 @contextlib.contextmanager
@@ -81,7 +88,7 @@ def remote_command(ckpt: str) -> str:
 
 
 def _start(host: str, ckpt: str, words: int) -> subprocess.Popen[bytes]:
-    argv = ["ssh", "-T", "-x", "-o", "ClearAllForwardings=yes", "--", host, remote_command(ckpt)]
+    argv = ["ssh", "-T", "-x", "-o", "ClearAllForwardings=yes", *_ALIVE, "--", host, remote_command(ckpt)]
     try:
         return subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words, bufsize=0, preexec_fn=_ignore_interrupts

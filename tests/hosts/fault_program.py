@@ -1,10 +1,10 @@
 """The `ckpt` of a host in which something can be made to happen, without a hook in what is tested.
 
-It is what /usr/local/bin/ckpt runs there. Where /run/fault.json names its command it watches its own calls, as
+It is what /usr/local/bin/ckpt runs there. Where fault.json on its disk names its command it watches its own calls, as
 `tests/criu/fault_runner.py` does, and lets the fault happen at the wanted passage of a step: ``ckpt`` is this process
 (on a target the agent), ``criu`` its CRIU, ``ssh`` the connection (the client's ssh, or the server's sshd), ``cable``
-the host's cable, ``host`` everything on the host at once. /run/struck says that it did. Waits that are only patience
-are short.
+the host's cable, ``host`` everything on the host at once. The file struck says that it did. Waits that are only
+patience are short.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 
 from ckpt.cli.main import invoke
 
-PLAN = Path("/run/fault.json")
-STRUCK = Path("/run/struck")
+PLAN = Path("/var/lib/ckpt/fault.json")
+STRUCK = Path("/var/lib/ckpt/struck")
 
 
 def hurry() -> None:
