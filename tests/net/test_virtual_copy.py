@@ -115,6 +115,8 @@ VIRTUAL = {
         ip link add iv0 link low type ipvlan mode l3 vepa; ip link set iv0 up; ip addr add 10.5.0.1/24 dev iv0""",
     "ipvlan-l3s": """ip link add low type veth peer name end; ip link set low up; ip link set end up
         ip link add iv0 link low type ipvlan mode l3s; ip link set iv0 mtu 1400 up; ip addr add 10.5.0.1/24 dev iv0""",
+    "ipvlan-with-less-room": """ip link add low type veth peer name end; ip link set low up; ip link set end up
+        ip link add iv0 link low type ipvlan; ip link set iv0 up; ip link set low mtu 1400""",
     "ipvtap": """ip link add low type veth peer name end; ip link set low up; ip link set end up
         ip link add it0 link low type ipvtap mode l2; ip link set it0 up""",
     "nlmon": "ip link add nm0 type nlmon; ip link set nm0 up; ip link add nm1 type nlmon",
