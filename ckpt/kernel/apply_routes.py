@@ -42,11 +42,13 @@ class RouteMaker:
     def _await_carriers(self) -> None:
         """Wait until the kernel's worker has told IPv6 of every carrier; the routes that come of it would come later.
 
-        It looks at once at links that stand on others and within a second at all; a link that stays dormant is not
-        waited for any longer.
+        It looks at once at links that stand on others and at those that are asked for one by one (rtnl_getlink, Linux
+        6.8, facd15dfd691), and within a second at all; a link that stays dormant is not waited for any longer.
         """
         deadline = time.monotonic() + _CARRIERS
-        while rtnl_links.has_unpropagated(self._target.inside):
+        while waited_for := rtnl_links.unpropagated(self._target.inside):
+            for index in waited_for:
+                rtnl_links.read_one(self._target.inside, ifindex=index)
             if time.monotonic() > deadline:
                 return
             time.sleep(0.002)

@@ -134,13 +134,12 @@ def read_raw(connection: Netlink) -> dict[int, RawLink]:
     return {link.index: link for link in found}
 
 
-def has_unpropagated(connection: Netlink) -> bool:
-    """Whether a link is up and its carrier has changed, but its operational state has not yet followed."""
+def unpropagated(connection: Netlink) -> list[int]:
+    """The links that are up and whose carrier has changed, but whose operational state has not yet followed."""
     request = header() + attribute(_IFLA_EXT_MASK, u32(_RTEXT_FILTER_SKIP_STATS))
-    flags = (
-        HEADER.unpack_from(body)[3] for kind, body in connection.dump(_RTM_GETLINK, request) if kind == RTM_NEWLINK
-    )
-    return any(one & FLAGS["up"] and bool(one & _IFF_LOWER_UP) != bool(one & _IFF_RUNNING) for one in flags)
+    bodies = (body for kind, body in connection.dump(_RTM_GETLINK, request) if kind == RTM_NEWLINK)
+    found = ((index, flags) for _, _, index, flags, _ in map(HEADER.unpack_from, bodies) if flags & FLAGS["up"])
+    return [index for index, flags in found if bool(flags & _IFF_LOWER_UP) != bool(flags & _IFF_RUNNING)]
 
 
 def read_one(connection: Netlink, *, ifindex: int = 0, ifname: str = "") -> RawLink | None:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass, replace
 from typing import Any
 
-from ckpt.kernel import apply, netns, rtnl
+from ckpt.kernel import apply, netns, rtnl, rtnl_links
 from ckpt.kernel.netlink import Netlink
 from ckpt.model.network import ConntrackEntry, Counterpart, Network, Route
 from ckpt.plan import plan_network
@@ -67,7 +67,9 @@ def settle(space: int) -> None:
     """Wait until the kernel has finished with IPv6 addresses and carriers."""
     deadline = time.monotonic() + SETTLING_SECONDS
     with Netlink(netns=space) as connection:
-        while _unpropagated(space) or (rtnl.has_tentative(connection) and _detecting(space)):
+        while (links := _unpropagated(space)) or (rtnl.has_tentative(connection) and _detecting(space)):
+            for ifname in links:
+                rtnl_links.read_one(connection, ifname=ifname)  # makes a newer kernel look at it
             assert time.monotonic() < deadline, "addresses stay tentative, or carriers unnoticed"
             time.sleep(0.02)
 
