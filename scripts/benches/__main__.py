@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from benches import context, dump, measure, net
+from benches import context, dump, measure, migrate, net
 
 STAGE = "CKPT_BENCH_STAGE"
 
@@ -46,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     own = benches.add_parser("dump", parents=[common], help="dump and restore: ckpt against criu")
     own.add_argument("--sizes", default="10,256", metavar="MB,MB", help="memory of the group (default: 10,256)")
     own.set_defaults(run=_dump)
+    own = benches.add_parser("migrate", parents=[common], help="move a redis to another host: ckpt against by hand")
+    own.add_argument("--sizes", default="10,256", metavar="MB,MB", help="memory of the group (default: 10,256)")
+    own.set_defaults(run=_migrate)
     own = benches.add_parser("context", parents=[common], help="sockets in, beside and without IP-set contexts")
     own.set_defaults(run=_context)
     return parser
@@ -67,6 +70,17 @@ def _dump(arguments: argparse.Namespace, place: Path) -> None:
         row
         for megabytes in map(int, arguments.sizes.split(","))
         for row in dump.compare(megabytes, arguments.rounds, place)
+    ]
+    measure.show(rows)
+    if arguments.json:
+        measure.write_json(arguments.json, _machine(), rows)
+
+
+def _migrate(arguments: argparse.Namespace, place: Path) -> None:
+    rows = [
+        row
+        for megabytes in map(int, arguments.sizes.split(","))
+        for row in migrate.compare(megabytes, arguments.rounds, place)
     ]
     measure.show(rows)
     if arguments.json:
