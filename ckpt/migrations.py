@@ -248,11 +248,18 @@ def verdict(migration: str) -> bool | None:
 
 
 def _path(migration: str, role: Role) -> Path:
-    return IMAGES / "migrations" / f"{migration}.{role}.json"
+    return _named(migration, f"{role}.json")
 
 
 def _verdict_path(migration: str) -> Path:
-    return IMAGES / "migrations" / f"{migration}.verdict"
+    return _named(migration, "verdict")
+
+
+def _named(migration: str, suffix: str) -> Path:
+    """A file of a migration; its id may come from another host, and is never taken for a path."""
+    if _ID.fullmatch(migration) is None:
+        raise NotFoundError(f"{migration!r} is no migration", code="migration-unknown")
+    return IMAGES / "migrations" / f"{migration}.{suffix}"
 
 
 @contextlib.contextmanager
