@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ckpt import context, held, migrations, registry, stop
+from ckpt import context, held, migrations, placing, registry, stop
 from ckpt.dump import IMAGES
 from ckpt.errors import CkptError, NetworkError, NotFoundError
 from ckpt.image import Reader
 from ckpt.image.publish import PARTIAL
-from ckpt.kernel import datagrams, ending, link_remaps, lock, mntns, netns, outside, proc, remains, takedown
+from ckpt.kernel import carried, datagrams, ending, link_remaps, lock, mntns, netns, outside, proc, remains, takedown
 from ckpt.model.checkpoint import ConnectedDatagram
 from ckpt.registry import OperationEntry
 
@@ -144,6 +144,8 @@ class _Search:
         what = _what(work)
         yield from self._task(work, what)
         yield from self._unresumed(work, what)
+        for entry in placing.noted(work.notes):
+            yield _Found("file", entry[0], what, partial(carried.take_back, *entry))
         for pin in map(Path, work.texts("netns_pins")):
             yield from self._namespace(work, pin, what)
         for directory in _directories(work):

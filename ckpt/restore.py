@@ -278,7 +278,13 @@ class _Restore:
             images = self._extract(progress)
             passing.callback(shutil.rmtree, images, ignore_errors=True)
             try:
-                self._backups = placing.place(self._checkpoint, images, self._undo, replace=self._replace_files)
+                self._backups = placing.place(
+                    self._checkpoint,
+                    images,
+                    self._undo,
+                    lambda entries: self._operation.note(placed=[list(one) for one in entries]),
+                    replace=self._replace_files,
+                )
                 self._amend(images)
                 with SignalHold() as self._hold:
                     self._home = self._make_home(passing)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import secrets
 import stat
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ckpt.errors import ExistsError, RestoreError, StorageError
+from ckpt.kernel import digests
 from ckpt.kernel.files import device_name
 from ckpt.model.carried import CarriedFile
 from ckpt.model.process import FileKind
@@ -27,6 +29,9 @@ _ATTRIBUTES = ("user.", "security.capability", "system.posix_acl_access", "syste
 _ATTRIBUTE_BYTES = 1 << 16
 BACKUP = ".ckpt-backup"
 """What the name of a file begins to end with that has made way for one from an image."""
+
+EMPTY = hashlib.blake2b(digest_size=32).hexdigest()
+"""The digest of nothing."""
 
 Undo = Callable[[], object]
 
@@ -132,8 +137,8 @@ def make_link(file: CarriedFile) -> Undo | None:
     return lambda: _quietly(os.unlink, file.path)
 
 
-def make_file(file: CarriedFile, content: Path | None, *, replace: bool = False) -> tuple[Undo, Path | None]:
-    """Make a regular file with ``content``, or empty; how to take it back, and the backup of the one it replaced.
+def make_file(file: CarriedFile, content: Path | None, backup: str | None = None) -> Undo:
+    """Make a regular file with ``content``, or empty; how to take it back. One that is there becomes ``backup``.
 
     Raises ExistsError when the name has been taken meanwhile, RestoreError when it cannot be made.
     """
@@ -141,10 +146,10 @@ def make_file(file: CarriedFile, content: Path | None, *, replace: bool = False)
     try:
         inode = _write(beside, file, content)
         try:
-            backup = _keep(file.path) if replace else None
             if backup is None:
                 os.link(beside, file.path, follow_symlinks=False)
             else:
+                os.link(file.path, backup, follow_symlinks=False)
                 os.rename(beside, file.path)
         finally:
             _quietly(os.unlink, beside)
@@ -153,8 +158,27 @@ def make_file(file: CarriedFile, content: Path | None, *, replace: bool = False)
     except OSError as error:
         raise _failure(file, error) from error
     if backup is not None:
-        return (lambda: _quietly(os.rename, backup, file.path)), Path(backup)
-    return (lambda: _remove(file.path, inode)), None
+        return lambda: _quietly(os.rename, backup, file.path)
+    return lambda: _remove(file.path, inode)
+
+
+def take_back(path: str, size: int, expected: str, backup: str) -> None:
+    """Take back what another ckpt has made at ``path`` and did not live to take back itself: if it is still that.
+
+    ``expected`` is the digest of a regular file of ``size`` bytes, a symbolic link's target, or empty for a directory;
+    ``backup`` is what it has replaced, or empty.
+    """
+    if os.path.islink(path):
+        same = os.readlink(path) == expected
+    elif os.path.isdir(path):
+        _quietly(os.rmdir, path)
+        return
+    else:
+        same = digests.digest(path, size) == expected and os.stat(path).st_size == size
+    if backup and same and os.path.lexists(backup):
+        _quietly(os.rename, backup, path)
+    elif same and not backup:
+        _quietly(os.unlink, path)
 
 
 def _write(beside: str, file: CarriedFile, content: Path | None) -> int:
@@ -201,19 +225,10 @@ def _dress(path: str, file: CarriedFile) -> None:
     os.utime(path, ns=(file.modified, file.modified))
 
 
-def _keep(path: str) -> str | None:
-    """Give the file at ``path`` a second name beside it; None when there is none."""
-    number = 0
-    while True:
-        backup = f"{path}{BACKUP}{f'-{number}' if number else ''}"
-        try:
-            os.link(path, backup, follow_symlinks=False)
-        except FileExistsError:
-            number += 1
-        except FileNotFoundError:
-            return None
-        else:
-            return backup
+def backup_of(path: str) -> str:
+    """A free name beside ``path`` for what makes way."""
+    names = (f"{path}{BACKUP}{f'-{number}' if number else ''}" for number in itertools.count())
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def _remove(path: str, inode: int) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ckpt.carrying import OpenFiles
+from ckpt.clean import clean
 from ckpt.errors import CkptError, NotFoundError, RefusedError, UsageError
 from ckpt.image import Reader
 from ckpt.model.finding import Severity
@@ -203,3 +207,31 @@ def test_restore_with_another_program_of_the_same_size_blocks(start: Starter, tm
     assert "its content is another one" in (caught.value.details or "")
     program.write_bytes(original)
     group.restore()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import ckpt.restore
+ckpt.restore.rebuild = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+ckpt.restore.restore_group(Path(sys.argv[1]), replace_files=True)
+"""
+
+
+def test_clean_takes_back_what_a_killed_restore_has_made(group: Group, place: Path) -> None:
+    group.dump()
+    another(place / "state", "9")
+    (place / "log").unlink()
+    shutil.rmtree(place / "work")
+    before = sorted(place.rglob("*"))
+    done = subprocess.run([sys.executable, "-c", KILLED, str(group.image)])
+    assert done.returncode == -signal.SIGKILL
+    assert (place / "work").is_dir() and (place / "state.ckpt-backup").exists()
+    found = clean()
+    assert {str(place / name) for name in ("state", "log", "work")} <= {one.subject for one in found}
+    assert (sorted(place.rglob("*")), (place / "state").read_text()) == (before, "9")
+    group.restore(replace_files=True)
+    assert asked(group) == 3
+    # What runs is not touched.
+    clean()
+    assert (asked(group), (place / "state.ckpt-backup").read_text()) == (4, "9")
