@@ -237,7 +237,7 @@ def _runs_on(name: str, host: str, error: CkptError, hint: str | None) -> Rolled
         f"{name} could not be moved to {host}, and runs on here",
         code=error.code,
         details=str(error),
-        hint="; ".join(filter(None, [error.hint, hint])) or None,
+        hint="; ".join(filter(None, [error.hint, hint])) or "try again",
     )
 
 
