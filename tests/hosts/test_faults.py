@@ -22,7 +22,7 @@ from tests.hosts.fault_steps import Fault, faults
 from tests.hosts.machines import ROOT, World
 from tests.hosts.moving import Moving
 
-SAMPLE = 10
+SAMPLE = 8
 
 
 def chosen() -> list[Fault]:
@@ -98,6 +98,6 @@ def test_migrate_fault_ends_with_one_copy_or_one_image(field: Field, fault: Faul
             moving.moved()
         moving.stream.progress(50)
         assert moving.left_behind() == []
-        told = outcome.status == 0 or fault.fault in ("ckpt", "host") or outcome.error["hint"]
+        told = outcome.status == 0 or fault.fault in ("ckpt", "host") or outcome.error["brief"]
         assert told, f"nothing was said: {outcome}"
     assert capture.betrayals(moving.address) == []
