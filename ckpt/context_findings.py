@@ -18,12 +18,12 @@ from ckpt.model.finding import Finding, Severity
 from ckpt.model.socket import Socket
 
 
-def here(checkpoint: Checkpoint, *, probe: bool = True) -> Iterator[Finding]:
-    """Findings for a restore here. Without ``probe`` the kernel is not tried: that takes a while."""
+def here(checkpoint: Checkpoint, *, try_kernel: bool = True) -> Iterator[Finding]:
+    """Findings for a restore here. Unless ``try_kernel``, what it has is not tried: that takes a while."""
     record = checkpoint.context
     if record is None:
         return
-    missing = [one for one in context_probe.features() if one.failure is not None and one.needed] if probe else []
+    missing = [one for one in context_probe.features() if one.failure is not None and one.needed] if try_kernel else []
     for one in missing:
         yield _block(
             "context-unsupported", one.name, f"contexts need it: {one.failure}", f"boot Linux {one.since} or later"

@@ -36,6 +36,9 @@ from ckpt.revalidate.context import Placing, place
 
 _log = logging.getLogger(__name__)
 
+_CRIU_KNOWS = Path("/run/criu.kdat")
+"""Where CRIU keeps what it has found out (KERNDAT_CACHE_FILE, criu/kerndat.c)."""
+
 _ENTER = 'while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || exit 1; shift; done; shift; exec "$@"'
 
 
@@ -82,8 +85,9 @@ def confine(
     With ``mute`` the host does not even answer for the addresses that it gets, until the lock goes.
     """
     record = _record(checkpoint)
-    # CRIU tries out what the kernel can when it is first run after a boot: not in there.
-    criu.features(program)
+    if not _CRIU_KNOWS.exists():
+        # CRIU tries out what the kernel can when it is first run after a boot: not in there.
+        criu.features(program)
     found = placing(record)
     refuse_blocked(found.findings, f"{name} cannot be restored here")
     for one in found.places:

@@ -170,6 +170,7 @@ def _restore(
         pages=asked.pages,
         moves=arrival.moves,
         probe=asked.dry_run or not arrival.moves,
+        try_kernel=asked.dry_run,
         replace_files=asked.replace_files,
         beside=image.parent,
     )
@@ -191,6 +192,7 @@ def examine(
     pages: int | None = None,
     moves: bool = False,
     probe: bool = True,
+    try_kernel: bool = True,
     beside: Path = IMAGES,
     replace_files: bool = False,
 ) -> tuple[Finding, ...]:
@@ -198,6 +200,7 @@ def examine(
 
     With ``moves`` the group still has its addresses elsewhere, and that it answers for them itself is as it should be.
     Without ``probe`` nobody is asked for addresses: it was done a moment ago, and the group stands still meanwhile.
+    Unless ``try_kernel``, what only a context needs of the kernel is not tried: making it says so as well.
     ``beside`` is a directory that it may be unpacked in.
     """
     groups = tuple(_known(entry) for entry in registry.entries())
@@ -207,7 +210,7 @@ def examine(
     own = {link.mac for network in checkpoint.networks.values() for link in network.links if link.mac}
     own |= {one.mac for one in (checkpoint.context.places if checkpoint.context else ()) if one.mac}
     held_by = own if moves else frozenset()
-    confining = tuple(context_findings.here(checkpoint, probe=probe))
+    confining = tuple(context_findings.here(checkpoint, try_kernel=try_kernel))
     checkpoint = on_host(checkpoint)
     needs = needs_of(checkpoint)
     needs = dataclasses.replace(needs, probes=(*needs.probes, *coming.probes))
