@@ -10,6 +10,7 @@ the longest counts. What lies around a mapped prefix is not changed.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import itertools
 import tomllib
@@ -126,6 +127,7 @@ def parse_mapping(
     return mapping
 
 
+@functools.lru_cache(maxsize=4096)
 def as_network(text: str) -> Network:
     """An address as the prefix that holds nothing else, or a prefix."""
     return ipaddress.ip_network(text)

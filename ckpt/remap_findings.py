@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from ckpt.mapping import Mapping as Names
+from ckpt.mapping import Network as Prefix
+from ckpt.mapping import as_network
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.finding import Finding, Severity
 from ckpt.model.network import Network, Route
@@ -100,18 +102,24 @@ def _taken(old: Network, new: Network) -> Iterator[Finding]:
 
 
 def _gateways(old: Network, new: Network) -> Iterator[Finding]:
+    """Each gateway that was on a link of the group and would be on none, with how many routes lead through it."""
+    near_before, near_after = _near(old.routes), _near(new.routes)
+    through: dict[tuple[str, str], list[str]] = {}
     for before, after in zip(old.routes, new.routes, strict=True):
-        hops = ((one.gateway, two.gateway) for one, two in zip(_hops(before), _hops(after), strict=True))
-        for gateway, moved in hops:
-            if gateway and _is_near(gateway, old.routes) and not _is_near(moved, new.routes):
-                name = moved if moved == gateway else f"{gateway}, now {moved},"
-                yield Finding(
-                    severity=Severity.BLOCK,
-                    code="map-gateway",
-                    subject=f"route {after.destination}",
-                    reason=f"its gateway {name} would be on no link of the group",
-                    remedy=f"map the gateway too: --map-address {gateway}=NEW, or the whole prefix",
-                )
+        for one, two in zip(_hops(before), _hops(after), strict=True):
+            if one.gateway:
+                through.setdefault((one.gateway, two.gateway), []).append(after.destination)
+    for (gateway, moved), destinations in through.items():
+        if _is_in(gateway, near_before) and not _is_in(moved, near_after):
+            name = "it" if moved == gateway else f"it, now {moved},"
+            more = f" and {len(destinations) - 1} more" if len(destinations) > 1 else ""
+            yield Finding(
+                severity=Severity.BLOCK,
+                code="map-gateway",
+                subject=f"gateway {gateway}",
+                reason=f"{name} would be on no link of the group; the route {destinations[0]}{more} leads through it",
+                remedy=f"map the gateway too: --map-address {gateway}=NEW, or the whole prefix",
+            )
 
 
 def _hops(route: Route) -> tuple[Route, ...]:
@@ -119,13 +127,19 @@ def _hops(route: Route) -> tuple[Route, ...]:
     return (route, *(Route(destination=route.destination, gateway=hop.gateway) for hop in route.nexthops))
 
 
-def _is_near(gateway: str, routes: Iterable[Route]) -> bool:
-    address = ipaddress.ip_address(gateway)
-    return address.is_link_local or any(
-        address in ipaddress.ip_network(one.destination)
+def _near(routes: Iterable[Route]) -> tuple[Prefix, ...]:
+    """What is reached on a link, without a gateway."""
+    found = (
+        as_network(one.destination)
         for one in routes
         if one.type == "unicast" and not one.gateway and not one.nexthops and not one.nexthop_id and one.ifname
     )
+    return tuple(dict.fromkeys(found))
+
+
+def _is_in(gateway: str, near: Iterable[Prefix]) -> bool:
+    address = ipaddress.ip_address(gateway)
+    return address.is_link_local or any(address in network for network in near)
 
 
 def check_sockets(before: Checkpoint, after: Checkpoint, mapping: Names) -> Iterator[Finding]:

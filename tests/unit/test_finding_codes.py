@@ -11,11 +11,11 @@ import ckpt
 
 PACKAGE = Path(ckpt.__file__).parent
 TABLE = PACKAGE.parent / "docs" / "revalidation.md"
-SOURCES = [*sorted((PACKAGE / "revalidate").glob("*.py")), *sorted(PACKAGE.glob("remap*.py"))]
+SOURCES = [*(PACKAGE / "revalidate").glob("*.py"), *PACKAGE.glob("remap*.py"), PACKAGE / "context_findings.py"]
 CODE = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 # What f-strings in place of a code come to.
 EXPANDED = {"{}-missing": ("exe-missing", "mapped-missing"), "{}-differs": ("exe-differs", "mapped-differs")}
-VERDICTS = {"ok", "warn", "block"}
+VERDICTS = {"ok", "warn", "block", "_block"}
 
 
 def codes_of(tree: ast.AST) -> Iterator[str]:
