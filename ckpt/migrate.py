@@ -365,8 +365,7 @@ class _MigrateEnd:
     def _done(self, channel: Channel) -> None:
         """It runs there: the image is of the past now, and nobody has a question left."""
         self._record = migrations.advance(self._record, State.DONE)
-        if self._record.image is not None:
-            Path(self._record.image).unlink(missing_ok=True)
+        migrations.take_away_image(self._record)
         with contextlib.suppress(CkptError):
             _forget(channel, self._record.id, Role.TARGET)
             migrations.forget(self._record.id, Role.SOURCE)

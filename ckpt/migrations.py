@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ckpt import registry
+from ckpt import held, registry
 from ckpt.dump import IMAGES
 from ckpt.errors import NotFoundError, RefusedError, StorageError
 from ckpt.kernel import ending
@@ -227,6 +227,15 @@ def end_committed() -> tuple[Migration, ...]:
                 ending.end_tree(task.pid, timeout=0)
             ended += [record] if alive else []
     return tuple(ended)
+
+
+def take_away_image(record: Migration) -> None:
+    """The group runs on the target: its image is of the past, and so is the lock that waited for it (`ckpt.held`)."""
+    if record.image is not None:
+        Path(record.image).unlink(missing_ok=True)
+        for one in held.held():
+            if one.image == record.image:
+                held.release(one.image_id)
 
 
 # -- the target is told ------------------------------------------------------------------------------------------------

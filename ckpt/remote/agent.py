@@ -183,8 +183,7 @@ class _Agent:
         role = Role.SOURCE if asked.role == Role.SOURCE else Role.TARGET
         record = migrations.find(asked.migration, role)
         if record is not None and role is Role.SOURCE and record.state is not State.ROLLED_BACK:
-            # The group runs on the target: the image is of the past.
-            Path(record.image or "/nonexistent").unlink(missing_ok=True)
+            migrations.take_away_image(record)
         migrations.forget(asked.migration, role)
         return messages.Done()
 

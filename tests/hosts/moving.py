@@ -31,10 +31,11 @@ LIMIT = "20"
 """The downtime limit where nothing has to wait for it."""
 
 
-def run_server(host: Machine, name: str, address: str, *arguments: str) -> None:
+def run_server(host: Machine, name: str, address: str, *, isolation: str = "netns") -> None:
     """Run the stream server as a group of ``host``."""
-    program = [sys.executable, "-I", "-S", str(PROGRAMS / "stream_server.py"), "--family", "v4", *arguments]
-    network = ["--link", BRIDGE, "--address", f"{address}/24", "--gateway", GATEWAY]
+    program = [sys.executable, "-I", "-S", str(PROGRAMS / "stream_server.py"), "--family", "v4"]
+    network = ["--isolation", isolation, "--link", BRIDGE, "--address", f"{address}/24"]
+    network += ["--gateway", GATEWAY] if isolation == "netns" else []
     host.must("run", "--name", name, *network, "--clear-env", "--", *program)
 
 

@@ -6,7 +6,7 @@ from tests.conftest import random_name
 from tests.criu.capture import Capture, capturing
 from tests.criu.fault_lab import patient
 from tests.criu.stream import Stream
-from tests.hosts.machines import World
+from tests.hosts.machines import BRIDGE, GATEWAY, World
 from tests.hosts.moving import LIMIT, Moving, connect, run_server
 
 
@@ -123,6 +123,37 @@ def test_dump_to_standard_output_restores_from_standard_input(world: World) -> N
         stream.progress()
     for host in (world.a, world.b):
         host.ckpt("stop", "--timeout", "0", name)
+
+
+def test_migrate_context_takes_its_address_along(world: World) -> None:
+    name, address = random_name("g"), "10.88.0.30"
+    for host in (world.a, world.b):
+        assert host.run("ip", "route", "replace", "default", "via", GATEWAY).status == 0
+    run_server(world.a, name, address, isolation="ipset")
+    with capturing() as capture:
+        with patient(Stream(connect(world, address))) as stream:
+            stream.progress()
+            world.a.must("migrate", name, "--host", world.b.address, "--downtime-limit", LIMIT)
+            stream.progress()
+            betrayals = capture.betrayals(address)
+        assert betrayals == []
+    assert address not in world.a.run("ip", "address").out
+    assert address in world.b.run("ip", "address").out
+    for host in (world.a, world.b):
+        assert host.run("nft", "list", "tables").out == ""
+        assert host.must("clean") == []
+    world.b.must("stop", "--timeout", "0", name)
+
+
+def test_migrate_address_of_the_hosts_own_is_refused(world: World) -> None:
+    name, address = random_name("g"), "10.88.0.31"
+    assert world.a.run("ip", "address", "add", f"{address}/24", "dev", BRIDGE).status == 0
+    run_server(world.a, name, address, isolation="ipset")
+    done = world.a.ckpt("migrate", name, "--host", world.b.address)
+    assert (done.status, done.error["code"]) == (3, "address-stays"), done.err
+    assert world.a.groups()[name] == "running"
+    world.a.must("stop", "--timeout", "0", name)
+    world.a.run("ip", "address", "del", f"{address}/24", "dev", BRIDGE)
 
 
 def test_ps_check_and_clean_of_another_host_tell_what_it_tells(moving: Moving) -> None:
