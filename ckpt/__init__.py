@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ckpt.carrying import OpenFiles
     from ckpt.clean import clean as clean_host
     from ckpt.context import change as change_context
     from ckpt.context import enter as enter_context
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ckpt.dump import dump_group
     from ckpt.errors import CkptError
     from ckpt.live import read_checkpoint
+    from ckpt.mapping import Mapping, parse_mapping
     from ckpt.model.context import Limits as ContextLimits
     from ckpt.model.finding import Finding
     from ckpt.model.groupspec import GroupSpec
@@ -36,6 +38,8 @@ __all__ = [
     "Finding",
     "GroupEntry",
     "GroupSpec",
+    "Mapping",
+    "OpenFiles",
     "__version__",
     "change_context",
     "clean_host",
@@ -44,6 +48,7 @@ __all__ = [
     "enter_context",
     "group",
     "groups",
+    "parse_mapping",
     "read_checkpoint",
     "read_context",
     "read_contexts",
@@ -61,8 +66,11 @@ _HOMES = {
     "Finding": ("ckpt.model.finding", "Finding"),
     "GroupEntry": ("ckpt.registry", "GroupEntry"),
     "GroupSpec": ("ckpt.model.groupspec", "GroupSpec"),
+    "Mapping": ("ckpt.mapping", "Mapping"),
+    "OpenFiles": ("ckpt.carrying", "OpenFiles"),
     "group": ("ckpt.registry", "get"),
     "groups": ("ckpt.registry", "entries"),
+    "parse_mapping": ("ckpt.mapping", "parse_mapping"),
     "read_checkpoint": ("ckpt.live", "read_checkpoint"),
     "restore_group": ("ckpt.restore", "restore_group"),
     "run_group": ("ckpt.run", "run_group"),
