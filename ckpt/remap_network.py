@@ -121,7 +121,7 @@ def _each(records: tuple[Any, ...], what: str, translator: Translator, change: A
 
 def _link(link: Link, translator: Translator) -> Link:
     """Addresses in a link's options are ends of tunnels, and what a bond asks for (a list of them)."""
-    options = {key: ",".join(map(translator.ip, value.split(","))) for key, value in link.options.items()}
+    options = {key: " ".join(map(translator.ip, value.split(" "))) for key, value in link.options.items()}
     other = link.counterpart
     if other is not None and other.place is Place.CALLER:
         other = dataclasses.replace(

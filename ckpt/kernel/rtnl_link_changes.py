@@ -115,7 +115,7 @@ def _creation(link: Link | Counterpart) -> bytes:
         parts.append(attribute(IFLA_IFNAME, string(link.ifname)))
     own = link.port_options.get(rtnl_bond.PERMANENT_MAC, link.mac) if isinstance(link, Link) else link.mac
     # A bridge that is given an address keeps it; one that is not follows its ports.
-    if own and link.kind != "bridge" and own != _NO_MAC:
+    if own and _is_own(own) and link.kind != "bridge" and own != _NO_MAC:
         parts.append(attribute(IFLA_ADDRESS, netlink.mac_bytes(own)))
     if link.mtu:
         parts.append(attribute(IFLA_MTU, u32(link.mtu)))
@@ -125,6 +125,11 @@ def _creation(link: Link | Counterpart) -> bytes:
         if link.rx_queues:
             parts.append(attribute(IFLA_NUM_RX_QUEUES, u32(link.rx_queues)))
     return b"".join(parts)
+
+
+def _is_own(mac: str) -> bool:
+    """Whether a link-layer address is one that a link is given; of a tunnel for packets it is an end in other words."""
+    return mac.count(":") == 5
 
 
 def _wanted_options(link: Link) -> dict[str, str]:
@@ -150,10 +155,11 @@ def change(connection: Netlink, now: Link, wanted: Link, *, master_kind: str = "
             parts.append(attribute(kind, u32(after)))
     if wanted.txqlen not in (-1, now.txqlen):
         parts.append(attribute(IFLA_TXQLEN, u32(wanted.txqlen)))
-    if wanted.mac not in (None, now.mac) and wanted.kind not in rtnl_virtual.BORROWED_MAC:
-        parts.append(attribute(IFLA_ADDRESS, netlink.mac_bytes(wanted.mac or "")))
-    if wanted.broadcast not in (None, now.broadcast):
-        parts.append(attribute(IFLA_BROADCAST, netlink.mac_bytes(wanted.broadcast or "")))
+    mac, broadcast = wanted.mac or "", wanted.broadcast or ""
+    if mac not in ("", now.mac) and _is_own(mac) and wanted.kind not in rtnl_virtual.BORROWED_MAC:
+        parts.append(attribute(IFLA_ADDRESS, netlink.mac_bytes(mac)))
+    if broadcast not in ("", now.broadcast) and _is_own(broadcast):
+        parts.append(attribute(IFLA_BROADCAST, netlink.mac_bytes(broadcast)))
     if wanted.alias != now.alias:
         parts.append(attribute(IFLA_IFALIAS, string(wanted.alias)))
     parts += _changed_info(now, wanted, master_kind)

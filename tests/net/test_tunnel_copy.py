@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from ckpt.kernel import rtnl
 from ckpt.model.travel import cannot_travel
 from tests.net.oracle import assert_copy_equal, need
-from tests.net.spaces import shell
+from tests.net.spaces import restored, settle, shell
 
 FOUR = "local 10.0.0.1 remote 10.0.0.2"
 SIX = "local fd00::1 remote fd00::2"
@@ -158,6 +161,26 @@ def test_routers_of_an_isatap_link_are_known_again(group: int) -> None:
     shell(f"{PAIR}\n{ADDRESSES}\n{script}", group)
     network = assert_copy_equal(group, ("ip tunnel show", "ip tunnel prl"))
     assert [(one.address, one.default) for one in network.isatap] == [("10.0.0.8", False), ("10.0.0.9", True)]
+
+
+def test_tunnel_is_made_with_other_ends_than_it_had(group: int) -> None:
+    script = f"ip link add t0 type ipip {FOUR}; ip link add t1 type ip6gre {SIX}"
+    need(f"{ADDRESSES}\n{script}", "tunnels for packets")
+    shell(f"{PAIR}\n{script}", group)
+    settle(group)
+    network = rtnl.read_network(group)
+    shell("ip link del veth0")
+    ends = {"t0": ("10.1.0.1", "10.1.0.2"), "t1": ("fd01::1", "fd01::2")}
+    links = tuple(
+        replace(link, options={**link.options, "local": ends[link.ifname][0], "remote": ends[link.ifname][1]})
+        if link.ifname in ends
+        else link
+        for link in network.links
+    )
+    with restored(replace(network, links=links)) as copy:
+        made = {link.ifname: link for link in rtnl.read_network(copy).links}
+    assert {name: (made[name].options["local"], made[name].options["remote"]) for name in ends} == ends
+    assert made["t0"].mac == "0a:01:00:01"
 
 
 def test_tunnel_keeps_the_index_of_a_lower_link_that_has_gone(group: int) -> None:

@@ -55,7 +55,7 @@ NETWORK = Network(
         LOOPBACK,
         Link(ifname="eth0", kind="veth", counterpart=Counterpart(place=Place.CALLER, ifname="ckptaaaa", master="br0")),
         Link(ifname="vx0", kind="vxlan", options={"local": "10.0.0.2", "remote": "10.9.9.9", "id": "5"}),
-        Link(ifname="bond0", kind="bond", options={"arp_ip_target": "10.0.0.1,10.9.9.9"}),
+        Link(ifname="bond0", kind="bond", options={"arp_ip_target": "10.0.0.1 10.9.9.9"}),
     ),
     addresses=(
         Address(ifname="lo", address="127.0.0.1/8", scope="host"),
@@ -152,7 +152,7 @@ def test_ipv6_prefix_follows() -> None:
 def test_tunnels_and_bonds_follow_by_their_options() -> None:
     result = mapped(NETWORK, *WHOLE)
     assert result.links[2].options == {"local": "10.1.0.2", "remote": "10.9.9.9", "id": "5"}
-    assert result.links[3].options == {"arp_ip_target": "10.1.0.1,10.9.9.9"}
+    assert result.links[3].options == {"arp_ip_target": "10.1.0.1 10.9.9.9"}
 
 
 @pytest.mark.parametrize(
