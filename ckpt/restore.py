@@ -264,7 +264,8 @@ class _Restore:
         self._checkpoint = remapped.checkpoint
         self._name = name
         self._tcp_close = asked.tcp_close
-        self._pages = asked.pages
+        carried = sum(one.size for one in remapped.checkpoint.carried if one.member)
+        self._pages = None if asked.pages is None else asked.pages + carried
         self._replace_files = asked.replace_files
         self._operation = operation
         self._undo = undo
