@@ -20,7 +20,8 @@ from ckpt.errors import ExistsError, NetworkError, NotFoundError, RefusedError, 
 from ckpt.kernel import cgroup2, context_books, context_bounds, context_sockets, outside, proc
 from ckpt.kernel import context as kernel
 from ckpt.kernel.context_sockets import ContextSocket
-from ckpt.model.context import MOST_ADDRESSES, Context, Member, merged, parse_set
+from ckpt.kernel.enter import run_inside as enter_namespaces
+from ckpt.model.context import MOST_ADDRESSES, Context, Limits, Member, merged, parse_set
 from ckpt.registry import GroupEntry
 
 SEMANTIC_5 = (
@@ -191,6 +192,12 @@ def _require_on_host(members: Iterable[Member]) -> None:
 
 
 # -- the group that a context belongs to -------------------------------------------------------------------------------
+
+
+def run_inside(entry: GroupEntry, argv: Sequence[str]) -> int:
+    """Run a command in a group, in its context as well if it is in one; its exit status."""
+    without = () if entry.context is None else context_bounds.capabilities(Limits())
+    return enter_namespaces(entry.pid, argv, cgroup=cgroup_of(entry), without=without)
 
 
 def cgroup_of(entry: GroupEntry) -> str | None:

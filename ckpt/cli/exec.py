@@ -21,8 +21,7 @@ def command(name: str, argv: tuple[str, ...]) -> None:
     It does not become part of the group: a dump leaves it out, and ends it.
     """
     require_root("ckpt exec")
-    from ckpt import context
-    from ckpt.kernel.enter import run_inside
+    from ckpt.context import run_inside
 
     entry = registry.get(name)
     if not entry.alive:
@@ -30,4 +29,4 @@ def command(name: str, argv: tuple[str, ...]) -> None:
     # After NAME, `--` only ends the options.
     words = argv[1:] if argv[0] == "--" else argv
     sys.stdout.flush()
-    click.get_current_context().exit(run_inside(entry.pid, words, cgroup=context.cgroup_of(entry)))
+    click.get_current_context().exit(run_inside(entry, words))

@@ -40,9 +40,19 @@ _CAP_SYS_NICE, _CAP_SYS_RESOURCE = 23, 24
 _OWN_TASKS = 1
 
 
+def capabilities(limits: Limits) -> tuple[int, ...]:
+    """Those that nobody in a context of these limits shall have."""
+    dropped = set(DROPPED.values())
+    if limits.nice is not None:
+        dropped.add(_CAP_SYS_NICE)
+    if limits != Limits():
+        dropped.add(_CAP_SYS_RESOURCE)
+    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+    return tuple(sorted(number for number in dropped if number <= last))
+
+
 def bounds(context: Context, limits: Limits) -> Bounds:
     """What the first process of a group in ``context`` is kept in."""
-    dropped = set(DROPPED.values())
     values = {}
     if limits.data is not None:
         values[resource.RLIMIT_DATA] = limits.data
@@ -51,14 +61,10 @@ def bounds(context: Context, limits: Limits) -> Bounds:
     if limits.nice is not None:
         # getrlimit(2): the ceiling of a nice value is 20 less the limit
         values[resource.RLIMIT_NICE] = 20 - limits.nice
-        dropped.add(_CAP_SYS_NICE)
-    if limits != Limits():
-        dropped.add(_CAP_SYS_RESOURCE)
-    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
     tasks = tasks_cgroup(Path(context.cgroup)) if limits.tasks is not None else None
     return Bounds(
         cgroups=(context.cgroup,) if tasks is None or str(tasks) == context.cgroup else (context.cgroup, str(tasks)),
-        capabilities=tuple(sorted(number for number in dropped if number <= last)),
+        capabilities=capabilities(limits),
         limits=values,
         nice=limits.nice,
     )

@@ -33,10 +33,10 @@ _BY_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def run_inside(pid: int, argv: Sequence[str], *, cgroup: str | None = None) -> int:
+def run_inside(pid: int, argv: Sequence[str], *, cgroup: str | None = None, without: Sequence[int] = ()) -> int:
     """Run ``argv`` in the namespaces and working directory of ``pid``; its exit status, 128+N after signal N.
 
-    With ``cgroup``, a directory, in that as well.
+    With ``cgroup``, a directory, in that as well; ``without`` are capabilities that it shall not have.
     """
     try:
         pidfd = syscalls.pidfd_open(pid)
@@ -47,7 +47,7 @@ def run_inside(pid: int, argv: Sequence[str], *, cgroup: str | None = None) -> i
     try:
         helper = os.fork()
         if helper == 0:
-            _helper(pidfd, _other_namespaces(pid), workdir, argv, writer, cgroup)
+            _helper(pidfd, _other_namespaces(pid), workdir, argv, writer, cgroup, without)
     finally:
         for descriptor in (pidfd, workdir, writer):
             os.close(descriptor)
@@ -68,7 +68,9 @@ def _other_namespaces(pid: int) -> int:
     return flags
 
 
-def _helper(pidfd: int, flags: int, workdir: int, argv: Sequence[str], report: int, cgroup: str | None) -> NoReturn:
+def _helper(
+    pidfd: int, flags: int, workdir: int, argv: Sequence[str], report: int, cgroup: str | None, without: Sequence[int]
+) -> NoReturn:
     """The helper's whole life, in the forked child."""
     stage = "cgroup"
     try:
@@ -83,6 +85,9 @@ def _helper(pidfd: int, flags: int, workdir: int, argv: Sequence[str], report: i
         stage = "fork"
         child = os.fork()
         if child == 0:
+            stage = "capabilities"
+            for capability in without:  # root's exec is given what the bounding set holds
+                syscalls.prctl(syscalls.PR_CAPBSET_DROP, capability)
             stage = "exec"
             for number in (*_BY_THE_TERMINAL, *_PASSED_ON, signal.SIGPIPE):
                 signal.signal(number, signal.SIG_DFL)

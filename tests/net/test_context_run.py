@@ -18,7 +18,7 @@ import pytest
 
 from ckpt import clean, context, registry, run
 from ckpt.errors import CkptError, ExistsError, NotFoundError, RefusedError, UsageError
-from ckpt.kernel import bpf_calls, cgroup2, context_floor, enter, outside
+from ckpt.kernel import bpf_calls, cgroup2, context_bounds, context_floor, enter, outside
 from ckpt.kernel import context as kernel
 from ckpt.kernel.bpf_object import KINDS
 from ckpt.kernel.proc import tree_pids
@@ -135,6 +135,22 @@ def test_exec_runs_in_the_context(place: Lab) -> None:
         [*CKPT, "exec", entry.name, "--", *python(script)], capture_output=True, text=True, check=False
     )
     assert "Cannot assign requested address" in done.stderr
+
+
+def test_exec_has_no_more_capabilities_than_the_group(place: Lab) -> None:
+    entry = run.start_group(spec())
+    done = subprocess.run(
+        [*CKPT, "exec", entry.name, "grep", "^Cap[PEB]", "/proc/self/status"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    values = [int(line.split()[1], 16) for line in done.stdout.splitlines()]
+    assert len(values) == 3
+    assert not any(value >> bit & 1 for value in values for bit in context_bounds.DROPPED.values())
+    with pytest.raises(NotFoundError) as caught:
+        context.run_inside(entry, [random_name("nothing")])
+    assert caught.value.code == "command-not-executable"
 
 
 def test_stop_leaves_nothing_of_a_context(place: Lab, state: Path) -> None:
