@@ -228,6 +228,7 @@ def _connections(
             subject=f"{len(broken)} TCP connections",
             reason=f"their address is mapped, and a peer knows them by it: {listed(broken)}",
             remedy="give --tcp-close to have connections closed, or leave the address as it is",
+            there=listed(broken, most=None),
         )
     ended = [one for one in sockets if one.inode in closed]
     if ended:
@@ -237,6 +238,7 @@ def _connections(
             subject=f"{len(ended)} TCP connections",
             reason=f"--tcp-close: they will be closed: {listed(ended)}",
             remedy="restore without --tcp-close where their addresses stay",
+            there=listed(ended, most=None),
         )
     kept = sum(one.inode in pairs for one in sockets)
     if kept and (broken or closed):

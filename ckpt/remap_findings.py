@@ -208,10 +208,10 @@ def _naming(checkpoint: Checkpoint, port: int) -> Iterator[str]:
             yield "virtual services"
 
 
-def listed(sockets: Iterable[Socket]) -> str:
-    """Connections by their ends, the first of them."""
+def listed(sockets: Iterable[Socket], most: int | None = _LISTED) -> str:
+    """Connections by their ends, the first of them; None for every one."""
     # An IPv4 connection of a socket of both families is one of IPv4 to everybody else.
     names = [f"{one.local} – {one.remote}".replace("::ffff:", "") for one in sockets]
     names = [re.sub(r"\[([\d.]+)\]", r"\1", name) for name in names]
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+    more = 0 if most is None else len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

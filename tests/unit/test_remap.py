@@ -427,3 +427,10 @@ def test_real_image_there_and_back_is_as_it_was() -> None:
     assert [one.text for one in after.network.nftables] == [one.text for one in before.network.nftables]
     assert (after.sockets, after.processes) == (before.sockets, before.processes)
     assert round_trip(after) == after
+
+
+def test_every_connection_that_blocks_is_named_for_programs_and_some_for_people() -> None:
+    sockets = [tcp("10.0.0.2", 80, "10.0.0.1", 40000 + number, number + 1) for number in range(20)]
+    found = named(remap(checkpoint(NETWORK, *sockets), parse_mapping(ONE)), "map-connection")
+    assert found.there.count(" – ") == 20
+    assert found.reason.count(" – ") == 8 and found.reason.endswith("and 12 more")
