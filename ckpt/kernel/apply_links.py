@@ -226,17 +226,17 @@ class LinkMaker:
     def choose_active(self, link: Link) -> None:
         """Have the bond use the port that it used; when that gets no carrier in time, it goes on with its own choice.
 
-        It takes notice of carriers at intervals, and a port without one it refuses.
+        It takes notice of carriers at intervals, and a port without one it refuses, not without saying so in the log.
         """
+        index, port = self._target.indices[link.ifname], int(link.options[rtnl_bond.ACTIVE])
         deadline = time.monotonic() + _CARRIERS
         while time.monotonic() < deadline:
-            try:
-                rtnl_link_changes.set_options(
-                    self._target.inside, self._target.indices[link.ifname], link, (rtnl_bond.ACTIVE,)
-                )
-                return
-            except KernelRefusal:
-                time.sleep(0.01)
+            found = rtnl_links.read_one(self._target.inside, ifindex=port)
+            if found is not None and rtnl_bond.is_usable(found.port_data):
+                with contextlib.suppress(KernelRefusal):
+                    rtnl_link_changes.set_options(self._target.inside, index, link, (rtnl_bond.ACTIVE,))
+                    return
+            time.sleep(0.01)
 
 
 def _delete_outside(index: int, ifname: str) -> None:

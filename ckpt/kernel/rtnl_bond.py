@@ -21,6 +21,7 @@ KIND = "bond"
 ACTIVE = "active_slave"
 PERMANENT_MAC = "perm_hwaddr"
 
+_MII_STATUS = 2
 _ORDER = "/proc/thread-self/net/bonding"
 _PORT = "Slave Interface: "
 
@@ -74,7 +75,7 @@ BOND: Table = {
 
 BOND_PORT: Table = {
     1: ("state", None),
-    2: ("mii_status", None),
+    _MII_STATUS: ("mii_status", None),
     3: ("link_failure_count", None),
     4: (PERMANENT_MAC, MAC),
     5: ("queue_id", U16),
@@ -97,6 +98,11 @@ LACKED: Mapping[str, str] = {
 
 LACKED_BY_PORTS: Mapping[str, str] = {"actor_port_prio": "255"}
 """The same of its ports."""
+
+
+def is_usable(port_data: bytes) -> bool:
+    """Whether the bond takes a port, of which that is kept, for one that works (BOND_LINK_UP)."""
+    return netlink.parse(port_data).get(_MII_STATUS) == b"\0"
 
 
 def settable(options: Mapping[str, str]) -> dict[str, str]:

@@ -116,6 +116,11 @@ class RawLink:
         return self.integer(IFLA_NUM_RX_QUEUES)
 
     @property
+    def port_data(self) -> bytes:
+        """What its master keeps of it."""
+        return self.info.get(INFO_SLAVE_DATA, b"")
+
+    @property
     def mac(self) -> str | None:
         """The link-layer address, None where there is none."""
         value = self.attributes.get(IFLA_ADDRESS, b"")

@@ -46,8 +46,9 @@ BONDS = {
         {PORTS} ip link set pa type bond_slave prio 7; ip link set pb type bond_slave prio -3""",
     "many-queues": f"ip link add bo0 numtxqueues 4 numrxqueues 2 type bond mode active-backup miimon 50; {PORTS}",
 }
-# How often a port has lost its carrier is counted; what hardware could do at most comes of what was made first.
-CLEAN = r"""sed 's/"link_failure_count":[0-9]*,//g; s/"tso_max_size":[0-9]*,//g'"""
+# How often a port has lost its carrier and what a bridge has learnt is counted; what hardware could do at most comes of
+# what was made first.
+CLEAN = r"""sed -E 's/"(link_failure_count|tso_max_size|fdb_n_learned)":[0-9]*,//g'"""
 LINKS = f"ip -j -d link | {CLEAN}"
 BOND_COMMANDS = (
     LINKS,
