@@ -87,6 +87,18 @@ def read(context: Context, entry: GroupEntry | None) -> ContextRecord:
     )
 
 
+def covers(scope: Scope) -> tuple[str, ...]:
+    """The ports that a lock of this scope silences, by their addresses."""
+    ports = sorted({*scope.listeners, *scope.datagrams})
+    return tuple(f"{address.removeprefix('::ffff:')} {port}" for address, port in ports)
+
+
+def has_address(context: Context) -> bool:
+    """Whether this host still has an address of the set."""
+    known = {one.address.partition("/")[0] for one in outside.addresses()}
+    return any(one.address in known for one in context.members)
+
+
 def bookings(context: Context, record: ContextRecord) -> tuple[Booking, ...]:
     """What the books have of the context, with its loopback addresses as ``record`` says that the group knows them."""
     found = (

@@ -48,6 +48,7 @@ class ConfinedHome(Home):
 
     context: Context
     cgroups: tuple[str, ...]
+    covers: tuple[str, ...] = ()
     places: tuple[PlacedAddress, ...] = ()
 
     @property
@@ -107,7 +108,8 @@ def confine(
         scope = replace(scope, mute=tuple(one.address.partition("/")[0] for one in found.places))
     lock = GroupLock([NetworkLock(own, scope=scope)])
     passing.enter_context(lock).close(permanent=True)
-    home = ConfinedHome(lock=lock, context=made, cgroups=cgroups, places=found.places)
+    covers = context_record.covers(scope)
+    home = ConfinedHome(lock=lock, context=made, cgroups=cgroups, covers=covers, places=found.places)
     operation.note(lock_tables=list(lock.names), netns_pid=os.getpid(), given=list(home.given))
     for one in home.places:
         context.give_address(one.ifname, one.address)

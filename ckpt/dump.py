@@ -252,6 +252,7 @@ class _Dump:
         self._context = None if self._isolated else context_record.of_process(facts.root)
         self._hold = cleanup.enter_context(SignalHold())
         self._committed = False
+        self._covers: tuple[str, ...] = ()
         self._carried = carrying.Carried()
         self._rescue = takedown.Rescue()
         cleanup.callback(self._rescue.close)
@@ -322,7 +323,9 @@ class _Dump:
         self._cleanup.callback(os.close, own)
         if self._context is not None:
             record = context_record.read(self._context, self._entry)
-            return GroupLock([NetworkLock(own, scope=context_record.scope(record, self._facts.sockets))])
+            scope = context_record.scope(record, self._facts.sockets)
+            self._covers = context_record.covers(scope)
+            return GroupLock([NetworkLock(own, scope=scope)])
         return GroupLock([NetworkLock(own, scope=scope_of(self._facts.sockets))])
 
     def _gate(self) -> GroupLock:
@@ -442,7 +445,7 @@ class _Dump:
         self._lock.close(permanent=True)
         self._operation.note(lock_tables=list(self._lock.names))
         if not self._isolated:
-            held.hold(self._lock.names, self._path, self._summary.id)
+            held.hold(self._lock.names, self._path, self._summary.id, self._covers)
         _log.info("%s is written; the group goes", self._path)
         self._swrk.require_alive()
         self._handover.commit(self._checkpoint.processes)
@@ -544,6 +547,10 @@ class _Dump:
         if self._context is not None:
             with registry.locked():
                 context.release(self._entry) if self._entry else context.discard(self._context.name)
+            if not self._path.exists() and not context_record.has_address(self._context):
+                # Somebody else has the image and its addresses: there is nothing to be silent about here.
+                self._lock.release()
+                held.release(self._summary.id)
         self._lock.keep()
         if self._entry is not None:
             registry.remove(self._entry.name, pid=self._entry.pid)

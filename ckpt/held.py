@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,16 +22,21 @@ from ckpt.kernel import lock, netns
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldLock:
-    """Lock tables ``names`` in the host's namespace that wait for the image with the id ``image_id`` at ``image``."""
+    """Lock tables ``names`` in the host's namespace that wait for the image with the id ``image_id`` at ``image``.
+
+    ``covers`` are the ports of addresses of a context that they silence (``10.0.0.5 80``).
+    """
 
     image_id: str
     image: str
     names: tuple[str, ...]
+    covers: tuple[str, ...] = ()
 
 
-def hold(names: Sequence[str], image: Path, image_id: str) -> None:
+def hold(names: Sequence[str], image: Path, image_id: str, covers: Sequence[str] = ()) -> None:
     """Write down that the tables ``names`` stay until the image is restored."""
-    registry.write(registry.directory("locks") / f"{image_id}.json", {"image": str(image), "names": list(names)})
+    note = {"image": str(image), "names": list(names), "covers": list(covers)}
+    registry.write(registry.directory("locks") / f"{image_id}.json", note)
 
 
 def held() -> tuple[HeldLock, ...]:
@@ -40,8 +45,16 @@ def held() -> tuple[HeldLock, ...]:
     for path in sorted((registry.state_dir() / "locks").glob("*.json")):
         with contextlib.suppress(OSError, ValueError, KeyError):
             raw = json.loads(path.read_text(encoding="ascii"))
-            found.append(HeldLock(image_id=path.stem, image=raw["image"], names=tuple(raw["names"])))
+            covers = tuple(raw.get("covers", ()))
+            found.append(HeldLock(image_id=path.stem, image=raw["image"], names=tuple(raw["names"]), covers=covers))
     return tuple(found)
+
+
+def give_way(covers: Collection[str]) -> None:
+    """Remove what silences any of ``covers``, for whichever image it waits: a group is about to run there."""
+    for one in held():
+        if set(one.covers).intersection(covers):
+            release(one.image_id)
 
 
 def release(image_id: str) -> tuple[str, ...]:

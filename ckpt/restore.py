@@ -448,6 +448,8 @@ class _Restore:
         # ---- point of no return: packets pass, and CRIU lets the tasks run whatever is answered ----
         try:
             held.release(self._reader.header.id)
+            if self._confined:
+                held.give_way(self._confined.covers)
             self._home.lock.release()
         except CkptError as error:
             raise UnknownOutcomeError(

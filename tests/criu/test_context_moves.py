@@ -323,3 +323,17 @@ def test_restore_where_the_kernel_chooses_other_ports_is_refused(
         place.write_text(before)
     one.group.restore()
     assert one.do("client.getsockname()[1]") == port
+
+
+def test_restore_of_an_earlier_image_takes_the_lock_of_the_later_one_away(one: Agent, pair: Addresses) -> None:
+    """Either image brings the group back, and nothing may silence it then."""
+    one.group.dump(leave_running=True)
+    first = one.group.image
+    one.connection.close()
+    one.group.dump()
+    assert locks() != ()
+    one.group.image = first
+    one.group.restore(tcp_close=True)
+    assert (locks(), held.held()) == ((), ())
+    with connected(one.group.segment, ExitStack(), pair.v4) as connection:
+        assert Agent(one.group, connection).do("1 + 1") == 2
