@@ -275,8 +275,8 @@ _DISCIPLINES = {
     "stab": ("pfifo", "stab linklayer atm overhead {c} mtu 2048 mpu 53 pfifo"),
     "mq": ("pfifo", "mq"),
     "fq_codel": ("fq_codel", "fq_codel limit {a} flows 64 target {c}ms quantum {a}"),
-    "sfq": ("sfq", "sfq perturb {c} limit {a}"),
-    "prio": ("prio", "prio bands {c}"),
+    "sfq": ("sfq", "sfq perturb {c} limit 99"),
+    "prio": ("prio", "prio bands 4"),
     "netem": ("netem", "netem delay {b}ms limit {a} loss {c}%"),
 }
 
