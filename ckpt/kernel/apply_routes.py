@@ -190,7 +190,14 @@ class RouteMaker:
                 self._target.inside.request(rtnl_rules.RTM_DELRULE, rtnl_rules.encode_rule(rule))
 
     def set_neighbours(self, step: steps.SetNeighbours) -> None:
-        """Set the neighbours and proxies."""
+        """Set the neighbours and proxies.
+
+        What is not permanent the kernel forgets when it tells of a link without a carrier, and it may have that still
+        to do, since the link was made: asked for the link, it does it at once (rtnl_getlink, Linux 6.8).
+        """
+        if any(neighbour.proxy or neighbour.state != "permanent" for neighbour in step.neighbours):
+            for index in rtnl_links.without_carrier(self._target.inside):
+                rtnl_links.read_one(self._target.inside, ifindex=index)
         for neighbour in step.neighbours:
             with naming("neighbour-refused", f"neighbour {neighbour.address} on {neighbour.ifname}", "add"):
                 body = rtnl_neighbours.encode_neighbour(neighbour, self._target.indices)

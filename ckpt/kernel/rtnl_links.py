@@ -141,10 +141,20 @@ def read_raw(connection: Netlink) -> dict[int, RawLink]:
 
 def unpropagated(connection: Netlink) -> list[int]:
     """The links that are up and whose carrier has changed, but whose operational state has not yet followed."""
+    found = _raised(connection)
+    return [index for index, flags in found if bool(flags & _IFF_LOWER_UP) != bool(flags & _IFF_RUNNING)]
+
+
+def without_carrier(connection: Netlink) -> list[int]:
+    """The links that are up and have no carrier."""
+    return [index for index, flags in _raised(connection) if not flags & _IFF_LOWER_UP]
+
+
+def _raised(connection: Netlink) -> list[tuple[int, int]]:
+    """Index and flags of the links that are up."""
     request = header() + attribute(_IFLA_EXT_MASK, u32(_RTEXT_FILTER_SKIP_STATS))
     bodies = (body for kind, body in connection.dump(_RTM_GETLINK, request) if kind == RTM_NEWLINK)
-    found = ((index, flags) for _, _, index, flags, _ in map(HEADER.unpack_from, bodies) if flags & FLAGS["up"])
-    return [index for index, flags in found if bool(flags & _IFF_LOWER_UP) != bool(flags & _IFF_RUNNING)]
+    return [(index, flags) for _, _, index, flags, _ in map(HEADER.unpack_from, bodies) if flags & FLAGS["up"]]
 
 
 def read_one(connection: Netlink, *, ifindex: int = 0, ifname: str = "") -> RawLink | None:

@@ -12,7 +12,10 @@ BASE = "ip addr add 10.0.0.2/24 dev eth0; ip -6 addr add fd00::2/64 dev eth0 nod
 NEIGHBOURS = {
     "without-carrier": """ip link add br5 address 02:00:00:00:00:05 type bridge; ip link set br5 up
         ip addr add 10.5.0.2/24 dev br5; ip neigh add proxy 10.5.0.7 dev br5
-        ip neigh add 10.5.0.9 lladdr 02:00:00:00:00:01 dev br5 nud noarp""",
+        ip neigh add 10.5.0.9 lladdr 02:00:00:00:00:01 dev br5 nud noarp
+        ip link add va type veth peer name vb; ip link set va up; ip link add mv0 link va type macvlan mode vepa
+        ip link set mv0 up; ip addr add 10.6.0.2/24 dev mv0; sleep 1.2
+        ip neigh add 10.6.0.9 lladdr 02:00:00:00:00:01 dev mv0 nud noarp""",
     "states": """ip neigh add 10.0.0.9 lladdr 02:00:00:00:00:01 dev eth0 nud noarp
         ip neigh add 10.0.0.8 lladdr 02:00:00:00:00:02 dev eth0 nud permanent protocol 99
         ip neigh add 10.0.0.7 lladdr 02:00:00:00:00:03 dev eth0 extern_learn nud reachable
@@ -33,7 +36,7 @@ def test_copy_of_neighbours_is_equal(group: int, what: str) -> None:
     network = assert_copy_equal(group, (*commands, "ip -j neigh show nud permanent"))
     assert cannot_travel(network) == ()
     assert {one.address for one in network.neighbours if ":" not in one.address} == {
-        "without-carrier": {"10.5.0.7", "10.5.0.9"},
+        "without-carrier": {"10.5.0.7", "10.5.0.9", "10.6.0.9"},
         "states": {"10.0.0.9", "10.0.0.8", "10.0.0.7"},
         "silent-link": {"10.0.0.4"},
         "managed": {"10.0.0.5"},
