@@ -5,36 +5,16 @@ They are attached by the bpf system call and stay with whoever holds them; ckpt 
 
 from __future__ import annotations
 
-import ctypes
-import platform
 from collections.abc import Iterable, Iterator
 
+from ckpt.kernel import bpf_calls
 from ckpt.kernel.netns import entered
 from ckpt.model.network import Link, Place, Unread
-
-_SYSCALL = {"x86_64": 321, "aarch64": 280, "ppc64le": 361, "s390x": 351, "riscv64": 280}
-_PROG_QUERY = 16
 
 # include/uapi/linux/bpf.h, enum bpf_attach_type
 _OF_NAMESPACE = {17: "flow dissector", 36: "socket lookup"}
 _OF_PAIR = {54: "netkit primary", 55: "netkit peer"}
 _OF_LINK = {46: "tcx ingress", 47: "tcx egress", **_OF_PAIR}
-
-
-class _Query(ctypes.Structure):
-    _fields_ = (
-        ("target", ctypes.c_uint32),
-        ("attach_type", ctypes.c_uint32),
-        ("query_flags", ctypes.c_uint32),
-        ("attach_flags", ctypes.c_uint32),
-        ("prog_ids", ctypes.c_uint64),
-        ("count", ctypes.c_uint32),
-        ("padding", ctypes.c_uint32),
-        ("more", ctypes.c_uint64 * 4),
-    )
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def read(netns: int, links: Iterable[Link]) -> tuple[Unread, ...]:
@@ -66,10 +46,8 @@ def _found_outside(links: Iterable[Link]) -> Iterator[Unread]:
 
 
 def _count(target: int, attach_type: int) -> int:
-    """How many programs are attached; a kernel that does not know the type has none."""
-    number = _SYSCALL.get(platform.machine())
-    if number is None:
+    """How many programs are attached; a link that is gone has none."""
+    try:
+        return len(bpf_calls.prog_query(target, attach_type))
+    except OSError:
         return 0
-    query = _Query(target=target, attach_type=attach_type)
-    _libc.syscall(number, _PROG_QUERY, ctypes.byref(query), ctypes.sizeof(query))
-    return int(query.count)
