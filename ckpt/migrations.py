@@ -26,8 +26,9 @@ from typing import Any
 
 from ckpt import held, registry
 from ckpt.dump import IMAGES
-from ckpt.errors import NotFoundError, RefusedError, StorageError
-from ckpt.kernel import ending
+from ckpt.errors import CkptError, NotFoundError, RefusedError, StorageError
+from ckpt.kernel import ending, proc, takedown
+from ckpt.model.process import FileKind
 
 POLL_SECONDS = 0.05
 
@@ -223,10 +224,19 @@ def end_committed() -> tuple[Migration, ...]:
     for record in migrations():
         if record.role is Role.SOURCE and record.state is State.COMMITTED and not record.under_way and record.same_boot:
             alive = [task for task in record.tasks if task.alive]
+            # No FIN, not even into the lock: in the host's network an orphaned connection would go on trying.
+            takedown.enter_repair([place for task in alive for place in _sockets(task.pid)])
             for task in alive:
                 ending.end_tree(task.pid, timeout=0)
             ended += [record] if alive else []
     return tuple(ended)
+
+
+def _sockets(pid: int) -> Iterator[tuple[int, int]]:
+    """The descriptors of a task's sockets, as far as they can be read."""
+    with contextlib.suppress(CkptError, OSError):
+        for process in proc.read_tree(pid):
+            yield from ((process.pid, file.fd) for file in process.files if file.kind is FileKind.SOCKET)
 
 
 def take_away_image(record: Migration) -> None:

@@ -65,10 +65,11 @@ class Fault:
 
     step: Step
     fault: str
+    isolation: str = "netns"
 
     def __str__(self) -> str:
-        point = self.step.point.replace("ckpt.", "")
-        return f"{self.step.side}: {self.fault}: {point}" + (f" #{self.step.passage}" if self.step.passage > 1 else "")
+        point = self.step.point.replace("ckpt.", "") + (f" #{self.step.passage}" if self.step.passage > 1 else "")
+        return f"{self.isolation}: {self.step.side}: {self.fault}: {point}"
 
     @property
     def may_lose_the_group(self) -> bool:
@@ -77,8 +78,9 @@ class Fault:
 
 
 def faults() -> Iterator[Fault]:
-    """Every fault at every step."""
-    for fault in ("ckpt", "criu", "ssh", "cable", "host"):
-        for step in (*SOURCE, *TARGET):
-            if fault != "criu" or step.criu:
-                yield Fault(step, fault)
+    """Every fault at every step, with a group of each kind."""
+    for isolation in ("netns", "ipset"):
+        for fault in ("ckpt", "criu", "ssh", "cable", "host"):
+            for step in (*SOURCE, *TARGET):
+                if fault != "criu" or step.criu:
+                    yield Fault(step, fault, isolation)

@@ -173,6 +173,7 @@ class Machine:
         self._wait(lambda: self.run("test", "-e", "/run/up").status == 0, "it is up")
         self.plug()
         self.run("ip", "address", "add", f"{self.address}/24", "dev", BRIDGE)
+        self.run("ip", "route", "add", "default", "via", GATEWAY)
         self.run("/usr/sbin/sshd", "-f", str(self.place / "sshd_config"), "-E", str(self.place / "sshd.log"))
         self._wait(lambda: self.run("ssh", self.address, "true").status == 0, "its sshd answers")
 

@@ -66,17 +66,18 @@ class Moving:
     source: Machine
     target: Machine
     stream: Stream
+    isolation: str = "netns"
     _stack: ExitStack = field(default_factory=ExitStack)
 
     @classmethod
-    def made(cls, world: World, address: str = "10.88.0.10") -> Moving:
+    def made(cls, world: World, isolation: str = "netns", address: str = "10.88.0.10") -> Moving:
         """A fresh one on A."""
         name = random_name("g")
-        run_server(world.a, name, address)
+        run_server(world.a, name, address, isolation=isolation)
         stack = ExitStack()
         stream = stack.enter_context(patient(Stream(connect(world, address))))
         stream.progress(100)
-        return cls(world, name, address, world.a, world.b, stream, stack)
+        return cls(world, name, address, world.a, world.b, stream, isolation, stack)
 
     def end(self) -> None:
         """The client first, which would complain."""

@@ -45,13 +45,15 @@ class Field:
         self._made = machines.made(place)
 
     @contextmanager
-    def moving(self) -> Iterator[Moving]:
-        """The group, running on one of the hosts; watched for what would betray that it is moved."""
+    def moving(self, isolation: str) -> Iterator[Moving]:
+        """The group of that kind, running on one of the hosts; watched for what would betray that it is moved."""
         try:
             if self._world is None:
                 self._world = self._made.__enter__()
+            if self._moving is not None and self._moving.isolation != isolation:
+                self.end_group()
             if self._moving is None:
-                self._moving = Moving.made(self._world)
+                self._moving = Moving.made(self._world, isolation)
             yield self._moving
         except BaseException:
             self.end_group()
@@ -80,7 +82,7 @@ def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
 
 @pytest.mark.parametrize("fault", chosen(), ids=str)
 def test_migrate_fault_ends_with_one_copy_or_one_image(field: Field, fault: Fault) -> None:
-    with field.moving() as moving, capturing() as capture:
+    with field.moving(fault.isolation) as moving, capturing() as capture:
         outcome = moving.strike(fault)
         said = moving.settle()
         print(outcome, *said, sep="\n")
