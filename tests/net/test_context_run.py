@@ -22,7 +22,7 @@ from ckpt.kernel import bpf_calls, cgroup2, context_bounds, context_floor, enter
 from ckpt.kernel import context as kernel
 from ckpt.kernel.bpf_object import KINDS
 from ckpt.kernel.proc import tree_pids
-from ckpt.model.context import Limits
+from ckpt.model.context import MOST_ADDRESSES, Limits
 from ckpt.model.groupspec import GroupSpec
 from ckpt.model.process import Isolation
 from ckpt.registry import GroupEntry
@@ -383,6 +383,20 @@ def test_added_address_is_answered_on_by_who_has_bound_any(place: Lab) -> None:
     assert report.members == (f"{FIRST}/24", f"{SECOND}/24")
     assert registry.get(entry.name).addresses == report.members
     assert [says(peer, address) for address in (FIRST, SECOND)] == ["one", "one"]
+
+
+def test_full_set_is_replaced_as_a_whole(place: Lab) -> None:
+    sets = [[f"10.77.{third}.{last}" for last in range(100, 100 + MOST_ADDRESSES)] for third in (0, 1)]
+    script = "\n".join(f"ip addr add {address}/24 dev eth0" for addresses in sets for address in addresses)
+    spaces.shell(script)
+    entry, peer = run.start_group(spec(addresses=tuple(sets[0]))), place.at_peer()
+    report = context.change(entry.name, add=sets[1], remove=sets[0])
+    assert report.members == tuple(f"{address}/24" for address in sets[1])
+    agent = place.inside(kernel.read(entry.name))
+    agent.do("s = socket.create_server(('', 80))")
+    for address in (sets[1][0], sets[1][-1]):
+        peer.do(f"socket.create_connection(({address!r}, 80))")
+    spaces.shell(script.replace("ip addr add", "ip addr del"))
 
 
 def test_added_ports_of_an_address_are_answered_on_too(place: Lab) -> None:

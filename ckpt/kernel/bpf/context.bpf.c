@@ -140,7 +140,8 @@ struct map {
 };
 
 struct map SEC("maps") config = {BPF_MAP_TYPE_HASH, 4, sizeof(struct config), 1, 0};
-struct map SEC("maps") members = {BPF_MAP_TYPE_HASH, sizeof(struct address), sizeof(struct member), MOST, 0};
+/* Of two sets, for the moment of a change. */
+struct map SEC("maps") members = {BPF_MAP_TYPE_HASH, sizeof(struct address), sizeof(struct member), 2 * MOST, 0};
 struct map SEC("maps") sockets = {BPF_MAP_TYPE_SK_STORAGE, 4, sizeof(struct state), 0, BPF_F_NO_PREALLOC};
 /* of the floor */
 struct map SEC("maps") books = {BPF_MAP_TYPE_HASH, sizeof(struct key), sizeof(struct claim), 1 << 17,
