@@ -22,7 +22,7 @@ from tests.hosts.fault_steps import Fault, faults
 from tests.hosts.machines import ROOT, World
 from tests.hosts.moving import Moving
 
-SAMPLE = 8
+SAMPLE = 6
 
 
 def chosen() -> list[Fault]:
