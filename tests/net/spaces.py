@@ -67,9 +67,12 @@ def settle(space: int) -> None:
     """Wait until the kernel has finished with IPv6 addresses and carriers."""
     deadline = time.monotonic() + SETTLING_SECONDS
     with Netlink(netns=space) as connection:
+        # A newer kernel looks at a link that is asked for, and may have that still to do though nothing has changed.
+        for index in rtnl_links.without_carrier(connection):
+            rtnl_links.read_one(connection, ifindex=index)
         while (links := _unpropagated(space)) or (rtnl.has_tentative(connection) and _detecting(space)):
             for ifname in links:
-                rtnl_links.read_one(connection, ifname=ifname)  # makes a newer kernel look at it
+                rtnl_links.read_one(connection, ifname=ifname)
             assert time.monotonic() < deadline, "addresses stay tentative, or carriers unnoticed"
             time.sleep(0.02)
 

@@ -70,6 +70,8 @@ def filled(drafts: list[Draft]) -> Iterator[dict[str, int]]:
                     script = script.replace(f"netns @{number}", f"netns {spaces.path(other)}")
                 note(f"# in the namespace {found.index(space)}\n{script}")
                 spaces.shell(script, space)
+            for space in found if part == 2 else ():
+                spaces.settle(space)  # lest neighbours be forgotten when the kernel tells of a dead link later
         yield {str(number): space for number, space in enumerate(found)}
 
 
