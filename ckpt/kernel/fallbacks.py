@@ -32,13 +32,13 @@ def create_for(network: Network) -> int:
     Raises NetworkError (``fallback-device``) when a link of the kernel's own stays in the way.
     """
     _load({one.kind for one in network.links if fallback.travels(one, network)} & TUNNELS)
-    namespace = netns.create()
-    if not _in_the_way(namespace, network):
+    namespace, reasons = _create(network)
+    if not reasons:
         return namespace
     os.close(namespace)
     with _none_made():
-        namespace = netns.create()
-    if reasons := _in_the_way(namespace, network):
+        namespace, reasons = _create(network)
+    if reasons:
         os.close(namespace)
         raise NetworkError(
             "links of tunnel drivers are in the way of the group's",
@@ -54,10 +54,15 @@ def _load(kinds: Set[str]) -> None:
     probe.missing_link_kinds(sorted(kinds))
 
 
-def _in_the_way(namespace: int, network: Network) -> tuple[str, ...]:
-    with Netlink(netns=namespace) as connection:
-        links = LinkReader(rtnl_links.read_raw(connection), caller={}, caller_nsid=-1).links()
-    return fallback.in_the_way(network, Network(links=links))
+def _create(network: Network) -> tuple[int, tuple[str, ...]]:
+    """A fresh namespace, and why ``network`` cannot be made in it."""
+    with contextlib.ExitStack() as undo:
+        namespace = netns.create()
+        undo.callback(os.close, namespace)
+        with Netlink(netns=namespace) as connection:
+            links = LinkReader(rtnl_links.read_raw(connection), caller={}, caller_nsid=-1).links()
+        undo.pop_all()
+    return namespace, fallback.in_the_way(network, Network(links=links))
 
 
 @contextlib.contextmanager
