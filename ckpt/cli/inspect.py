@@ -17,7 +17,7 @@ from ckpt.model.process import FileKind
 if TYPE_CHECKING:
     from ckpt.image import FileInfo, Header
     from ckpt.model.carried import CarriedFile
-    from ckpt.model.checkpoint import Checkpoint, Group
+    from ckpt.model.checkpoint import Checkpoint, ContextRecord, Group
     from ckpt.model.network import Link, Network, Route
     from ckpt.model.process import Process
     from ckpt.model.socket import Socket
@@ -89,10 +89,23 @@ def _summary(content: Content) -> None:
         "image": f"{render.size(content.size)}, {render.size(content.raw)} before compression, id {header.id}",
         "connections": str(group.connections),
     }
+    if content.checkpoint.context is not None:
+        lines["set"] = _set(content.checkpoint.context)
     width = max(map(len, lines))
     for key, value in lines.items():
         click.echo(f"{key:<{width}}  {render.printable(value)}")
     click.echo()
+
+
+def _set(context: ContextRecord) -> str:
+    """The addresses in their order, and where the source had them."""
+    places = {one.address.partition("/")[0]: one for one in context.places}
+    members = []
+    for one in context.members:
+        place = places.get(one.address)
+        given = " by ckpt" if place is not None and place.given else ""
+        members.append(f"{one} on {place.ifname}{given}" if place is not None else str(one))
+    return ", ".join(members) + (f"; {context.tasks} tasks at most" if context.tasks is not None else "")
 
 
 def _isolation(group: Group) -> str:

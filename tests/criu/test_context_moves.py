@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -337,3 +338,12 @@ def test_restore_of_an_earlier_image_takes_the_lock_of_the_later_one_away(one: A
     assert (locks(), held.held()) == ((), ())
     with connected(one.group.segment, ExitStack(), pair.v4) as connection:
         assert Agent(one.group, connection).do("1 + 1") == 2
+
+
+def test_inspect_shows_the_set_of_an_image(start: Starter, one: Agent, pair: Addresses) -> None:
+    one.group.dump(leave_running=True)
+    ckpt = [sys.executable, "-c", "from ckpt.cli.main import main; main()"]
+    said = run(*ckpt, "inspect", str(one.group.image))
+    shown = next(line for line in said.splitlines() if line.startswith("set "))
+    bridge = start.segment.bridge
+    assert shown.split(maxsplit=1)[1] == f"{pair.v4}/24 on {bridge} by ckpt, {pair.v6}/64 on {bridge} by ckpt"
