@@ -44,6 +44,7 @@ from ckpt.remote import messages, ssh
 from ckpt.remote.host import SshHost
 from ckpt.remote.messages import Standing, Stands, Verdict
 from ckpt.remote.protocol import Channel, ChannelClosedError, ChannelTimeoutError, DataWriter, failed
+from ckpt.witness import witnessed
 
 RESULT_SECONDS = 20.0
 """How long the other side may take from our go to its report."""
@@ -117,7 +118,8 @@ def migrate_group(
         question = _question(checkpoint, options, migration=record.id, dry_run=False)
         departure = Departure(record, session.channel, question, options.downtime_limit, shown)
         try:
-            dumped = _dump(target, record, departure, options, progress)
+            with witnessed(record.id):
+                dumped = _dump(target, record, departure, options, progress)
         except BaseException as error:
             if not departure.committed:
                 hint = _rolled_back(departure, session, host, options)
@@ -444,10 +446,17 @@ def _resume_source(record: Migration, host: str, options: MigrateOptions) -> Res
                 migration=record.id, group=record.group, outcome=f"{record.group} has moved to {host}", runs=host
             )
         channel.send(messages.Inquire(migration=record.id))
-        holds = channel.expect(Stands, time.monotonic() + ANSWER_SECONDS).standing is Standing.HOLDING
+        # One that runs there was let go by its user's word alone (`source_lost`), which holds if nothing runs here.
+        holds = channel.expect(Stands, time.monotonic() + ANSWER_SECONDS).standing is not Standing.GONE
         go, record = migrations.decide(record.id, holds=holds)
         if not go:
-            _tell(channel, record.id, go=False)
+            if _tell(channel, record.id, go=False).standing is Standing.RUNNING:
+                raise UnknownOutcomeError(
+                    f"{record.group} runs here and on {host}",
+                    code="migration-doubled",
+                    details=f"on {host} it was let go with --source-lost, and the source was not",
+                    hint=f"`ckpt stop {record.group}` on the host that shall not have it",
+                )
             migrations.forget(record.id, Role.SOURCE)
             return _kept(record)
         pid = _MigrateEnd(record, host, options).settle(channel)

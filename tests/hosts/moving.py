@@ -20,7 +20,7 @@ from tests.conftest import random_name
 from tests.criu.fault_lab import patient
 from tests.criu.groups import PROGRAMS
 from tests.criu.stream import Stream
-from tests.hosts.fault_steps import Fault
+from tests.hosts.fault_steps import SOURCE, Fault
 from tests.hosts.machines import BRIDGE, GATEWAY, PATIENCE, Machine, Outcome, World
 
 PORT = 7000
@@ -114,6 +114,14 @@ class Moving:
         elif fault.fault == "cable":
             assert host.run("ip", "link", "set", "eth0", "master", BRIDGE).status == 0
         return outcome
+
+    def leave_held(self, fault: str) -> str:
+        """Let a fault strike the source when the target holds the group; the migration's id."""
+        step = next(one for one in SOURCE if one.point.startswith("return") and "agree" in one.point)
+        self.strike(Fault(step, fault))
+        (record,) = self.target.records()
+        assert record["state"] == "ready"
+        return str(record["id"])
 
     def settle(self) -> list[Any]:
         """Do what a user is told to; what was said."""

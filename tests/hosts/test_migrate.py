@@ -125,6 +125,34 @@ def test_dump_to_standard_output_restores_from_standard_input(world: World) -> N
         host.ckpt("stop", "--timeout", "0", name)
 
 
+def test_resume_on_the_target_asks_the_source(moving: Moving) -> None:
+    migration = moving.leave_held("ckpt")
+    refused = moving.target.ckpt("migrate", "--resume", migration)
+    assert refused.status == 2, refused
+    listed = moving.target.must("clean")
+    assert [(one["kind"], one["done"]) for one in listed] == [("migration", False)]
+    done = moving.target.must("migrate", "--resume", migration, "--host", moving.source.address)
+    assert done["runs"] is None
+    assert moving.copies() == [moving.source]
+    moving.settle()
+    moving.stream.progress(50)
+    assert moving.left_behind() == []
+
+
+def test_resume_source_lost_goes_on_at_the_target_and_the_source_learns_of_it(moving: Moving) -> None:
+    migration = moving.leave_held("host")
+    done = moving.target.must("migrate", "--resume", migration, "--source-lost")
+    assert done["runs"] == "here"
+    moving.stream.progress(50)
+    done = moving.source.must("migrate", "--resume")
+    assert done["runs"] == moving.target.address
+    assert moving.copies() == [moving.target]
+    moving.moved()
+    moving.settle()
+    moving.stream.progress(50)
+    assert moving.left_behind() == []
+
+
 def test_migrate_context_takes_its_address_along(world: World) -> None:
     name, address = random_name("g"), "10.88.0.30"
     run_server(world.a, name, address, isolation="ipset")
