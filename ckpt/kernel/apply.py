@@ -157,7 +157,7 @@ class _Applier:
                 rtnl_link_changes.set_token(self._target.inside, self._target.indices[ifname], token)
 
     def _settle_sysctls(self, step: steps.SettleSysctls) -> None:
-        now = sysctl.read(self._target.netns)
+        now = sysctl.read(self._target.netns, made=self._links.made)
         changed = sysctl.unsettled(step.sysctls, now, step.mtus)
         # stable_secret has no value to be read until it is set.
         changed |= {key: value for key, value in step.sysctls.items() if now.get(key) is None and _has_no_template(key)}

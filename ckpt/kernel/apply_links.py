@@ -31,6 +31,7 @@ class LinkMaker:
 
     def __init__(self, target: Target) -> None:
         self._target = target
+        self.made: set[str] = set()
         self._rising: list[steps.BringUp] = []
 
     def make_link(self, step: steps.MakeLink) -> None:
@@ -59,6 +60,7 @@ class LinkMaker:
             # An index that is asked for is had, or the link is refused.
             made = None if one.ifindex else rtnl_links.read_one(self._target.inside, ifname=one.ifname)
             self._target.indices[one.ifname] = made.index if made else one.ifindex
+            self.made.add(one.ifname)
 
     def _make_to_caller(self, link: Link, other: Counterpart) -> None:
         """Make a link whose counterpart is in the caller's namespace; asked for from inside, see ``_make_across``."""

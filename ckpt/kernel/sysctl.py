@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from ckpt.errors import NetworkError
@@ -62,9 +62,12 @@ class Sysctls:
         return self.devices.get((tree, device), {}).get(name)
 
 
-def read(netns: int) -> Sysctls:
-    """Every sysctl that can be read and written in ``netns``."""
-    walk = _Walk(devconf.read_marks(netns))
+def read(netns: int, *, made: Container[str] = ()) -> Sysctls:
+    """Every sysctl that can be read and written in ``netns``.
+
+    Of the links ``made``, what netlink does not show is left out: they have it of their template, or it was written.
+    """
+    walk = _Walk(devconf.read_marks(netns), made)
     with entered(netns):
         walk.enter("net")
     return walk.found
@@ -88,9 +91,10 @@ class _Walk:
     read once for each number. Only what has no number is read for every link.
     """
 
-    def __init__(self, marks: Mapping[tuple[str, str], devconf.Marks]) -> None:
+    def __init__(self, marks: Mapping[tuple[str, str], devconf.Marks], made: Container[str] = ()) -> None:
         self.found = Sysctls({}, {})
         self._marks = marks
+        self._made = made
         self._names: dict[str, tuple[str, ...]] = {}
         self._texts: dict[tuple[str, str, int], str | None] = {}
         self._alike: dict[object, dict[str, str]] = {}
@@ -113,7 +117,8 @@ class _Walk:
         if tree not in self._names:
             with os.scandir(f"{_ROOT}/{tree}/{device}") as found:
                 self._names[tree] = tuple(sorted(one.name for one in found if _is_kept(one, "")))
-        own = {name: _read(f"{tree}/{device}/{name}") for name in self._names[tree] if name not in marks}
+        unmarked = () if device in self._made else (name for name in self._names[tree] if name not in marks)
+        own = {name: _read(f"{tree}/{device}/{name}") for name in unmarked}
         alike = (tree, id(marks), *own.items())
         if alike not in self._alike:
             texts = own | {name: self._text(tree, device, name, mark) for name, mark in marks.items()}
