@@ -29,7 +29,8 @@ def here(checkpoint: Checkpoint, *, try_kernel: bool = True) -> Iterator[Finding
             "context-unsupported", one.name, f"contexts need it: {one.failure}", f"boot Linux {one.since} or later"
         )
     if not missing:
-        with contextlib.suppress(CkptError, OSError):
+        # An address that is none is said by others.
+        with contextlib.suppress(CkptError, OSError, ValueError):
             yield from _booked(record, checkpoint.sockets)
             yield from _unchosen(record, checkpoint.sockets)
 

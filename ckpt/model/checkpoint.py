@@ -9,10 +9,11 @@ CRIU.
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 
 from ckpt.model.carried import CarriedFile
-from ckpt.model.context import Member
+from ckpt.model.context import MOST_ADDRESSES, MOST_RANGES, Member
 from ckpt.model.host import HostFacts
 from ckpt.model.network import Network
 from ckpt.model.process import Isolation, Process
@@ -175,6 +176,25 @@ class ContextRecord:
     places: tuple[PlacedAddress, ...] = ()
     tasks: int | None = None
     bookings: tuple[Booking, ...] = ()
+
+    def __post_init__(self) -> None:
+        """ValueError for what is no set: an image may hold any text."""
+        if not 0 < len(self.members) <= MOST_ADDRESSES:
+            raise ValueError(f"a set has 1 to {MOST_ADDRESSES} addresses")
+        for one in self.members:
+            if not 0 <= (one.prefix or 0) <= one.ip.max_prefixlen:
+                raise ValueError(f"no prefix of {one.address} has {one.prefix} bits")
+            if len(one.ports) > MOST_RANGES or not all(0 < item.low <= item.high < 1 << 16 for item in one.ports):
+                raise ValueError(f"the ports of {one.address} are none")
+            if any(item.protocol not in ("", "tcp", "udp") for item in one.ports):
+                raise ValueError(f"the ports of {one.address} are of no protocol")
+        ipaddress.IPv4Address(self.loopback4)
+        ipaddress.IPv6Address(self.loopback6)
+        for place in self.places:
+            ipaddress.ip_interface(place.address)
+        for booking in self.bookings:
+            ipaddress.ip_address(booking.address)
+            ipaddress.ip_address(booking.primary)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

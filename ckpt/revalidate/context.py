@@ -69,12 +69,13 @@ def on_host(checkpoint: Checkpoint) -> Checkpoint:
     """
     if checkpoint.context is None:
         return checkpoint
-    sockets = as_on_host(checkpoint.context, checkpoint.sockets)
-    return dataclasses.replace(
-        checkpoint,
-        group=dataclasses.replace(checkpoint.group, isolation=Isolation.NONE),
-        sockets=tuple(one for one in sockets if not _is_own(one, checkpoint.context)),
-    )
+    in_hosts = dataclasses.replace(checkpoint, group=dataclasses.replace(checkpoint.group, isolation=Isolation.NONE))
+    try:
+        sockets = as_on_host(checkpoint.context, checkpoint.sockets)
+        own = {index for index, one in enumerate(sockets) if _is_own(one, checkpoint.context)}
+    except ValueError:
+        return in_hosts  # one has an address that is none, which is said by others
+    return dataclasses.replace(in_hosts, sockets=tuple(one for index, one in enumerate(sockets) if index not in own))
 
 
 def with_places(target: TargetFacts, placing: Placing) -> TargetFacts:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from ckpt.errors import ImageError
 from ckpt.image import schema
 from ckpt.image.defect import Place
 from ckpt.mapping import parse_mapping
@@ -114,3 +115,22 @@ def test_two_addresses_that_become_one_are_refused() -> None:
 
 def test_record_comes_back_from_an_image() -> None:
     assert schema.decode(ContextRecord, schema.encode(RECORD), "context", Place("x")) == RECORD
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"members": []},
+        {"members": [{"address": "10.0.0.x"}]},
+        {"members": [{"address": "10.0.0.5", "prefix": 33}]},
+        {"members": [{"address": "10.0.0.5", "ports": [{"low": 9, "high": 8}]}]},
+        {"members": [{"address": "10.0.0.5", "ports": [{"low": 9, "high": 9, "protocol": "sctp"}]}]},
+        {"loopback4": "::1"},
+        {"places": [{"address": "eth0", "ifname": "eth0"}]},
+        {"bookings": [{"address": "", "port": 1, "protocol": 6, "primary": "10.0.0.5"}]},
+    ],
+    ids=str,
+)
+def test_record_of_no_set_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ImageError, match="context"):
+        schema.decode(ContextRecord, schema.encode(RECORD) | change, "context", Place("x"))
