@@ -473,7 +473,7 @@ def _kept(record: Migration) -> ResumeReport:
         if image is not None:
             image.unlink()
     elif image is not None:
-        outcome = f"{record.group} runs nowhere; {image} has all of it: `ckpt restore {image}`"
+        outcome = f"{record.group} runs nowhere; {image} has it as it was when it was to move: `ckpt restore {image}`"
     else:
         outcome = f"{record.group} ended here before it was handed over; there is no image of it"
     return ResumeReport(migration=record.id, group=record.group, outcome=outcome, runs=runs)
