@@ -18,7 +18,7 @@ from ckpt.kernel import apply, netns, rtnl, rtnl_group
 from ckpt.model.network import Network
 from ckpt.model.travel import cannot_travel
 from ckpt.plan_group import plan_networks
-from tests.net import random_parts, random_spaces, spaces, witness
+from tests.net import random_filters, random_parts, random_spaces, spaces, witness
 from tests.net.random_spaces import Dice, Draft
 
 EXAMPLES = int(os.environ.get("CKPT_RANDOM_NETWORKS", "160"))
@@ -52,9 +52,9 @@ def groups(draw: st.DrawFn, least: int, most: int) -> list[Draft]:
         random_parts.draw_device_sysctls(dice, draft)
         random_parts.draw_bridging(dice, draft)
         random_parts.draw_carried(dice, draft)
-        random_parts.draw_traffic(dice, draft)
-        random_parts.draw_nftables(dice, draft)
-        random_parts.draw_ip_sets(dice, draft)
+        random_filters.draw_traffic(dice, draft)
+        random_filters.draw_nftables(dice, draft)
+        random_filters.draw_ip_sets(dice, draft)
     return drafts
 
 
