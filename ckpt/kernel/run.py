@@ -73,7 +73,8 @@ def start(
     argv: Sequence[str], *, netns: int | None = None, stdin: int = subprocess.PIPE, stdout: int = subprocess.PIPE
 ) -> subprocess.Popen[bytes]:
     """Start ``argv``, inside ``netns`` when given, with its standard streams as pipes; the caller ends and reaps it."""
-    environment = {"PATH": os.environ.get("PATH", _PATH), "LC_ALL": "C", "HOME": os.environ.get("HOME", "/")}
+    # No home: an interactive nft would leave its history there.
+    environment = {"PATH": os.environ.get("PATH", _PATH), "LC_ALL": "C", "HOME": "/nonexistent"}
     with contextlib.nullcontext() if netns is None else entered(netns):
         try:
             return subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, env=environment)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -349,3 +350,11 @@ def test_scope_takes_every_form_of_address(peers: int, address: str) -> None:
         locked.gate()
         locked.close()
         assert len(locked.names) == 1
+
+
+def test_close_leaves_no_history_of_nft_behind(peers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    locked = NetworkLock(peers)
+    locked.close()
+    locked.release()
+    assert list(tmp_path.iterdir()) == []
