@@ -156,13 +156,13 @@ def test_resume_source_lost_goes_on_at_the_target_and_the_source_learns_of_it(mo
 def test_migrate_context_takes_its_address_along(world: World) -> None:
     name, address = random_name("g"), "10.88.0.30"
     run_server(world.a, name, address, isolation="ipset")
-    with capturing() as capture:
-        with patient(Stream(connect(world, address))) as stream:
-            stream.progress()
+    # Whoever asks before the server listens is told so: the capture begins later, and ends before the client does.
+    with patient(Stream(connect(world, address))) as stream:
+        stream.progress()
+        with capturing() as capture:
             world.a.must("migrate", name, "--host", world.b.address, "--downtime-limit", LIMIT)
             stream.progress()
-            betrayals = capture.betrayals(address)
-        assert betrayals == []
+        assert capture.betrayals(address) == []
     assert address not in world.a.run("ip", "address").out
     assert address in world.b.run("ip", "address").out
     for host in (world.a, world.b):
