@@ -273,7 +273,7 @@ class _Dump:
         except CkptError as error:
             if not self._committed:
                 raise self._rolled_back(error) from error
-            # CRIU died with its work done: what it was about to do is done here.
+            # CRIU has ended with its work done: what it was about to do is done here.
             ending.end_tree(self._root, timeout=0)
         self._thawed_at = self._thawed_at or time.monotonic()
         if self._options.leave_running:
@@ -458,6 +458,10 @@ class _Dump:
         for process in self._checkpoint.processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
+        # Nothing is left for it to do. Were we killed now, it would undo its work, take the connections out of repair
+        # mode (cpt_unlock_tcp_connections, criu/sk-tcp.c) and be the last to close them: in the host's namespace
+        # each would linger in FIN_WAIT1 behind the lock for minutes, where the restored one belongs.
+        self._swrk.kill()
 
     def _read_frozen(self) -> Checkpoint:
         """The group as it stands still; what was read before the freeze may have changed since."""

@@ -77,6 +77,8 @@ def running_criu() -> int:
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         pid = CRIUS[-1].pid
+        if state(pid) in "ZX":
+            return pid
         # A wrapper forks, or becomes what it wraps.
         with contextlib.suppress(OSError):
             while os.path.basename(os.readlink(f"/proc/{pid}/exe")).startswith(_WRAPPERS):
@@ -119,7 +121,8 @@ def strike(fault: str, delay: float) -> None:
 
 def kill(victim: str, number: signal.Signals) -> None:
     """Send the signal, and see it arrive."""
-    if victim != "ckpt":
+    # The commit of a dump has ended its CRIU already.
+    if victim == "nft" or (victim != "ckpt" and state(CRIUS[-1].pid) not in "ZX"):
         pid = running_nft() if victim == "nft" else running_criu()
         os.kill(pid, number)
         while state(pid) not in ("ZX" if number is signal.SIGKILL else "ZXT"):

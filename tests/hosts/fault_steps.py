@@ -35,7 +35,7 @@ SOURCE = (
     Step(side="source", point=f"return {_DEPARTURE}.agree", criu=True),
     Step(side="source", point=f"call {_DEPARTURE}.commit", criu=True),
     Step(side="source", point=f"return {_DEPARTURE}.commit", criu=True),
-    Step(side="source", point="return ckpt.dump:_Dump._commit", criu=True),
+    Step(side="source", point="return ckpt.dump:_Dump._commit"),
     Step(side="source", point=f"call {_DEPARTURE}.away"),
     Step(side="source", point=f"return {_DEPARTURE}.away"),
     Step(side="source", point="call ckpt.migrate:_MigrateEnd._done"),
