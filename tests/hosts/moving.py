@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import sys
 import time
 from contextlib import ExitStack
@@ -76,6 +77,8 @@ class Moving:
         run_server(world.a, name, address, isolation=isolation)
         stack = ExitStack()
         stream = stack.enter_context(patient(Stream(connect(world, address))))
+        # What the client still had to send when the group was ended would be answered by the next one with RST.
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         stream.progress(100)
         return cls(world, name, address, world.a, world.b, stream, isolation, stack)
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from ckpt.image import schema, wire
 from ckpt.image.defect import Place
-from ckpt.model.checkpoint import Checkpoint
+from ckpt.model.checkpoint import Booking, Checkpoint, ContextRecord, PlacedAddress
+from ckpt.model.context import Member, PortRange
 
 PLACE = Place("a.ckpt")
 _SCALARS: dict[object, st.SearchStrategy[Any]] = {
@@ -51,8 +52,31 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     if dataclasses.is_dataclass(hint):
         hints = typing.get_type_hints(hint)
         fields = {field.name: values(hints[field.name]) for field in dataclasses.fields(hint)}
+        if hint is ContextRecord:
+            fields |= _context_fields()
         return st.deferred(lambda: st.builds(typing.cast("type", hint), **fields))
     return _SCALARS[hint]
+
+
+def _context_fields() -> dict[str, st.SearchStrategy[Any]]:
+    """What makes a set: this record alone refuses what is none."""
+    address = st.sampled_from(("10.0.0.5", "fd00::5"))
+    protocol = st.sampled_from(("", "tcp", "udp"))
+    ports = st.builds(PortRange, low=st.integers(1, 99), high=st.integers(100, 65535), protocol=protocol)
+    some_ports = st.lists(ports, max_size=2).map(tuple)
+    member = st.builds(Member, address=address, prefix=st.none() | st.integers(0, 32), ports=some_ports)
+    place = st.builds(PlacedAddress, address=address, ifname=values(str), mac=values(str | None), given=st.booleans())
+    number = values(int)
+    booking = st.builds(
+        Booking, address=address, port=number, protocol=number, primary=address, wild=number, sockets=number
+    )
+    return {
+        "members": st.lists(member, min_size=1, max_size=2).map(tuple),
+        "loopback4": st.just("127.64.0.1"),
+        "loopback6": st.just("fd63:6b70:7400::1"),
+        "places": st.lists(place, max_size=2).map(tuple),
+        "bookings": st.lists(booking, max_size=2).map(tuple),
+    }
 
 
 RECORDS = sorted(set(records(Checkpoint)), key=lambda record: record.__qualname__)
