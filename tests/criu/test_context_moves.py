@@ -24,7 +24,7 @@ from ckpt.model.process import Isolation
 from ckpt.stop import stop_group
 from tests.criu.capture import capturing
 from tests.criu.context_groups import PORT, Agent, agent, connected
-from tests.criu.groups import Starter, python
+from tests.criu.groups import Starter, python, wait_for
 from tests.criu.segment import Addresses, run
 from tests.criu.test_servers import REDIS, Counter
 
@@ -331,6 +331,8 @@ def test_restore_of_an_earlier_image_takes_the_lock_of_the_later_one_away(one: A
     one.group.dump(leave_running=True)
     first = one.group.image
     one.connection.close()
+    open_ones = ["ss", "-Htn", "state", "established", "state", "close-wait", "sport", "=", f":{PORT}"]
+    wait_for(lambda: not run(*open_ones), "the agent has closed it as well")
     one.group.dump()
     assert locks() != ()
     one.group.image = first
