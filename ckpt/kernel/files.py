@@ -216,7 +216,9 @@ class FileReader:
         mapped: dict[tuple[str, str, int], list[tuple[str, str]]] = {}
         for line in lines:
             words = line.split(maxsplit=5)
-            if len(words) < 6 or words[4] == "0":
+            # [heap], [stack] … are of no device. Not so by their inode: that of the first System V segment since boot
+            # is its id, 0 (newseg in ipc/shm.c).
+            if len(words) < 6 or words[3] == "00:00":
                 continue
             span, perms, _, device, inode, path = words
             mapped.setdefault((path, device, int(inode)), []).append((span, perms))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,15 @@ def test_check_dump_lets_pass_what_criu_dumps(program: str, tmp_path: Path) -> N
     with running(program, tmp_path) as pid:
         assert check_dump(read_group(pid)) == ()
         assert criu_dumps(pid, tmp_path)
+
+
+def test_check_dump_first_shared_memory_since_boot_blocks(tmp_path: Path) -> None:
+    # Its id is 0, and so is the inode that is mapped.
+    code, program = REFUSED["shared System V memory"]
+    with running(program, tmp_path, unshare=("--net", "--ipc")) as pid:
+        assert [file.inode for file in read_group(pid).processes[0].maps if file.path.startswith("/SYSV")] == [0]
+        inside = replace(read_group(pid), ipcns_is_hosts=True)
+        assert [finding.code for finding in check_dump(inside)] == [code]
 
 
 def test_check_dump_session_of_another_warns(tmp_path: Path) -> None:
