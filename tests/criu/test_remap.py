@@ -169,13 +169,34 @@ def test_command_maps_from_words_and_a_file(start: Starter, tmp_path: Path) -> N
     file = tmp_path / "map.toml"
     file.write_text(f'[address]\n"{group.addresses.v6}" = "{new.v6}"\n[port]\n7000 = 7071\n')
     words = ["--map", file, "--map-address", f"{group.addresses.v4}={new.v4}"]
-    dry = ckpt("restore", group.image, *words, "--dry-run", "--json")
-    assert {"map-follows", "address"} <= {one["code"] for one in json.loads(dry.stdout)["findings"]}
+    dry = found("restore", group.image, *words, "--dry-run")
+    assert {("map-follows", f"{group.addresses.v4}={new.v4}"), ("address", new.v6)} <= set(dry)
+    assert found("check", group.image, *words) == dry
+    assert ckpt("check", *words).returncode == 2
     assert ckpt("restore", group.image, *words, "--map-port", "7000=1").returncode == 2
     done = ckpt("restore", group.image, *words, "--json")
     assert done.returncode == 0, done.stderr
     assert said(group.segment, new.v6, 7071) == f"tcp udp {new.v4} {new.v4}\n"
     assert os.path.exists(f"/proc/{json.loads(done.stdout)['pid']}")
+
+
+def found(*words: object) -> list[tuple[str, str]]:
+    """The findings that a command prints."""
+    return [(one["code"], one["subject"]) for one in json.loads(ckpt(*words, "--json").stdout)["findings"]]
+
+
+def test_check_says_what_a_dry_run_with_the_same_options_does(start: Starter) -> None:
+    group = start.stream_server("--family", "v4")
+    with group.stream() as stream:
+        stream.progress()
+        group.dump()
+        words = ["--map-address", f"{group.addresses.v4}={group.segment.addresses().v4}"]
+        assert ckpt("check", group.image, *words).returncode == 3
+        words += ["--tcp-close", "--name", "other"]
+        dry = found("restore", group.image, *words, "--dry-run")
+        assert {("tcp-closed", "1 TCP connections"), ("group-name", "other")} <= set(dry)
+        assert ckpt("check", group.image, *words).returncode == 0
+        assert found("check", group.image, *words) == dry
 
 
 NETWORK = (

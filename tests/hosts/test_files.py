@@ -65,9 +65,14 @@ def test_migrate_to_a_host_with_another_file_is_refused_until_it_shall_make_way(
 def test_restore_of_another_host_under_another_address(world: World, name: str) -> None:
     image = "/var/lib/ckpt/moved.ckpt"
     world.a.must("dump", name, "-o", image)
-    dry = world.a.ckpt("restore", image, "--host", world.b.address, "--dry-run", "--map-address", f"{OLD}={NEW}")
+    words = ["--host", world.b.address, "--map-address", f"{OLD}={NEW}", "--replace-files"]
+    world.b.run("sh", "-c", f"mkdir -p {PLACE} && printf 9 > {PLACE}/state")
+    dry = world.a.ckpt("restore", image, "--dry-run", *words)
     assert dry.status == 0, dry.err
-    assert {"map-follows", "file-placed"} <= {one["code"] for one in dry.json["findings"]}
+    assert {"map-follows", "file-placed", "file-replaced"} <= {one["code"] for one in dry.json["findings"]}
+    checked = world.a.must("check", image, *words)["findings"]
+    assert [one["code"] for one in checked] == [one["code"] for one in dry.json["findings"]]
+    world.b.run("rm", "-r", PLACE)
     assert world.b.run("test", "-e", PLACE).status == 1
     world.a.must("restore", image, "--host", world.b.address, "--map-address", f"{OLD}={NEW}")
     world.a.run("rm", image)
