@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ckpt import context, held, migrations, placing, registry, stop
+from ckpt import context, held, migrations, placed, registry, stop
 from ckpt.dump import IMAGES
 from ckpt.errors import CkptError, NetworkError, NotFoundError
 from ckpt.image import Reader
@@ -135,6 +135,7 @@ class _Search:
         yield from self._locks_of_the_host()
         yield from self._bridges()
         yield from _migrations()
+        yield from _placed()
         yield from _of_earlier_boots()
         yield from _files()
 
@@ -144,8 +145,6 @@ class _Search:
         what = _what(work)
         yield from self._task(work, what)
         yield from self._unresumed(work, what)
-        for entry in placing.noted(work.notes):
-            yield _Found("file", entry[0], what, partial(carried.take_back, *entry))
         for pin in map(Path, work.texts("netns_pins")):
             yield from self._namespace(work, pin, what)
         for directory in _directories(work):
@@ -328,11 +327,20 @@ def _migrations() -> Iterator[_Found]:
             yield _Found("migration", subject, f"nothing of it is here, {record.peer} has it", forget)
 
 
+def _placed() -> Iterator[_Found]:
+    """Files of images that were put into their places, for groups that never ran; also before the host went down."""
+    for journal in placed.left():
+        reason = f"placed for {journal.group}, which was not restored to the end"
+        for making in filter(carried.is_left, journal.files):
+            yield _Found("file", making.path, reason, partial(carried.take_back, making))
+        yield _Found("note", str(journal.path), reason, partial(placed.forget, journal))
+
+
 def _of_earlier_boots() -> Iterator[_Found]:
     """What lay beside images when the host lost its power, and with it every note: it holds the memory of processes."""
     with contextlib.suppress(OSError):
         since = (registry.state_dir() / "lock").stat().st_mtime
-        for path in sorted(IMAGES.glob(".*")) + sorted(IMAGES.glob("migrations/.*")):
+        for path in sorted((*IMAGES.glob(".*"), *IMAGES.glob("migrations/.*"), *IMAGES.glob("placed/.*"))):
             ours = _DIRECTORY.fullmatch(path.name) or PARTIAL in path.name or path.parent != IMAGES
             if not ours or path.stat().st_mtime >= since or remains.is_held(path):
                 continue

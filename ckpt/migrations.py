@@ -27,7 +27,7 @@ from typing import Any
 from ckpt import held, registry
 from ckpt.dump import IMAGES
 from ckpt.errors import CkptError, NotFoundError, RefusedError, StorageError
-from ckpt.kernel import ending, proc, takedown
+from ckpt.kernel import durable, ending, proc, takedown
 from ckpt.model.process import FileKind
 
 POLL_SECONDS = 0.05
@@ -293,31 +293,11 @@ def _locked() -> Iterator[None]:
 
 def _put(path: Path, text: str, *, new: bool = False) -> None:
     """Make the file ``path``, whole and synced; with ``new`` one that is there stays as it is."""
-    beside = directory() / f".{path.name}.{secrets.token_hex(4)}"
+    directory()
     try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if new:
-            with contextlib.suppress(FileExistsError):
-                os.link(beside, path)
-            beside.unlink()
-        else:
-            beside.replace(path)
-        _sync(path.parent)
+        durable.put(path, text, new=new)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise StorageError(f"{path} cannot be written", code="migration-unwritable", details=str(error)) from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _decode(raw: Mapping[str, Any]) -> Migration:

@@ -43,6 +43,7 @@ from ckpt.model.finding import Finding, refuse_blocked
 from ckpt.model.host import KnownGroup
 from ckpt.model.process import FileKind
 from ckpt.orphans import are_pids_taken, killed_on_failure
+from ckpt.placed import Journal
 from ckpt.rebuild import Home, rebuild
 from ckpt.remap import Remapped, remap
 from ckpt.revalidate import needs_of, revalidate
@@ -270,6 +271,7 @@ class _Restore:
         self._operation = operation
         self._undo = undo
         self._arrival = arrival
+        self._journal = Journal(name)
         self._root = 0
         self._released = False
 
@@ -286,7 +288,7 @@ class _Restore:
                     self._checkpoint,
                     images,
                     self._undo,
-                    lambda entries: self._operation.note(placed=[list(one) for one in entries]),
+                    self._journal,
                     replace=self._replace_files,
                 )
                 self._amend(images)
@@ -425,6 +427,7 @@ class _Restore:
         elif stage == criu.Stage.PRE_RESUME:
             # From here on the tasks need neither CRIU nor us: whoever finds them later leaves them to themselves.
             self._operation.note(resumes=True)
+            self._journal.end()
             swrk.require_alive()
             self._arrival.running()
             self._release()

@@ -2,7 +2,8 @@
 
 Reading never waits on what is no regular file. Making is new under the name or not at all: the content is written
 beside, with its owner, mode, attributes and times, and gets its name when it is whole; a file that has the name is
-kept under another. What is made can be taken back by what the functions return.
+kept under another. What is made can be taken back by what the functions return, and by somebody else from a ``Making``
+that was written down before.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt.errors import ExistsError, RestoreError, StorageError
-from ckpt.kernel import digests
+from ckpt.kernel import digests, durable
 from ckpt.kernel.files import device_name
 from ckpt.model.carried import CarriedFile
 from ckpt.model.process import FileKind
@@ -34,6 +36,22 @@ EMPTY = hashlib.blake2b(digest_size=32).hexdigest()
 """The digest of nothing."""
 
 Undo = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Making:
+    """Something that is about to be made at ``path``, and by what it is known to have been made.
+
+    ``expected`` is the digest of a regular file of ``size`` bytes, a symbolic link's target, or empty for a directory.
+    A regular file is written under the name ``beside`` first; what has its name then makes way to ``backup``, if there
+    is one.
+    """
+
+    path: str
+    size: int = 0
+    expected: str = ""
+    beside: str = ""
+    backup: str = ""
 
 
 def describe(source: str, path: str, *, follow: bool = False) -> CarriedFile | None:
@@ -137,19 +155,21 @@ def make_link(file: CarriedFile) -> Undo | None:
     return lambda: _quietly(os.unlink, file.path)
 
 
-def make_file(file: CarriedFile, content: Path | None, backup: str | None = None) -> Undo:
-    """Make a regular file with ``content``, or empty; how to take it back. One that is there becomes ``backup``.
+def make_file(file: CarriedFile, content: Path | None, making: Making) -> Undo:
+    """Make a regular file with ``content``, or empty; how to take it back. One that is there becomes the backup.
 
     Raises ExistsError when the name has been taken meanwhile, RestoreError when it cannot be made.
     """
-    beside = os.path.join(os.path.dirname(file.path), f".ckpt-{secrets.token_hex(6)}")
+    beside, backup = making.beside, making.backup
     try:
         inode = _write(beside, file, content)
         try:
-            if backup is None:
+            if not backup:
                 os.link(beside, file.path, follow_symlinks=False)
             else:
                 os.link(file.path, backup, follow_symlinks=False)
+                # On the disk before the name is another's: a loss of power must not leave the image's file alone.
+                durable.sync(os.path.dirname(file.path))
                 os.rename(beside, file.path)
         finally:
             _quietly(os.unlink, beside)
@@ -157,26 +177,39 @@ def make_file(file: CarriedFile, content: Path | None, backup: str | None = None
         raise ExistsError(f"{file.path} has just come into being", code="file-differs") from error
     except OSError as error:
         raise _failure(file, error) from error
-    if backup is not None:
+    if backup:
         return lambda: _quietly(os.rename, backup, file.path)
     return lambda: _remove(file.path, inode)
 
 
-def take_back(path: str, size: int, expected: str, backup: str) -> None:
-    """Take back what another ckpt has made at ``path`` and did not live to take back itself: if it is still that.
+def beside(path: str) -> str:
+    """A name beside ``path`` that nobody has, for a file that is being written."""
+    return os.path.join(os.path.dirname(path), f".ckpt-{secrets.token_hex(6)}")
 
-    ``expected`` is the digest of a regular file of ``size`` bytes, a symbolic link's target, or empty for a directory;
-    ``backup`` is what it has replaced, or empty.
-    """
+
+def is_left(making: Making) -> bool:
+    """Whether anything may be there that was made so."""
+    return any(os.path.lexists(path) for path in (making.path, making.beside, making.backup) if path)
+
+
+def take_back(making: Making) -> None:
+    """Take back what another ckpt was about to make and did not live to take back itself: if it is still that."""
+    path, backup = making.path, making.backup
+    if making.beside:
+        _quietly(os.unlink, making.beside)
     if os.path.islink(path):
-        same = os.readlink(path) == expected
+        same = os.readlink(path) == making.expected
     elif os.path.isdir(path):
         _quietly(os.rmdir, path)
         return
     else:
-        same = digests.digest(path, size) == expected and os.stat(path).st_size == size
-    if backup and same and os.path.lexists(backup):
-        _quietly(os.rename, backup, path)
+        same = os.path.lexists(path) and os.stat(path).st_size == making.size
+        same = same and digests.digest(path, making.size) == making.expected
+    if backup and os.path.lexists(backup):
+        if os.path.samefile(backup, path):
+            _quietly(os.unlink, backup)  # it had a second name, and not yet made way
+        elif same:
+            _quietly(os.rename, backup, path)
     elif same and not backup:
         _quietly(os.unlink, path)
 

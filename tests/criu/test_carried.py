@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ckpt import placed, registry
 from ckpt.carrying import OpenFiles
 from ckpt.clean import clean
 from ckpt.errors import CkptError, NotFoundError, RefusedError, UsageError
@@ -213,25 +214,71 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import ckpt.restore
-ckpt.restore.rebuild = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+from ckpt.kernel import carried
+def end(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[2] == "placed":
+    ckpt.restore.rebuild = end
+elif sys.argv[2] == "second name":
+    os.rename = end
+elif sys.argv[2] == "half written":
+    carried._dress = end
 ckpt.restore.restore_group(Path(sys.argv[1]), replace_files=True)
 """
 
 
-def test_clean_takes_back_what_a_killed_restore_has_made(group: Group, place: Path) -> None:
+@pytest.mark.parametrize(("moment", "reboot"), [("placed", False), ("second name", True), ("half written", True)])
+def test_clean_takes_back_what_a_killed_restore_has_made(group: Group, place: Path, moment: str, reboot: bool) -> None:
     group.dump()
     another(place / "state", "9")
     (place / "log").unlink()
     shutil.rmtree(place / "work")
     before = sorted(place.rglob("*"))
-    done = subprocess.run([sys.executable, "-c", KILLED, str(group.image)])
+    done = subprocess.run([sys.executable, "-c", KILLED, str(group.image), moment])
     assert done.returncode == -signal.SIGKILL
-    assert (place / "work").is_dir() and (place / "state.ckpt-backup").exists()
+    assert sorted(place.rglob("*")) != before
+    if reboot:
+        # What is below /run is gone then.
+        for note in registry.state_dir().glob("ops/*"):
+            note.unlink()
     found = clean()
-    assert {str(place / name) for name in ("state", "log", "work")} <= {one.subject for one in found}
+    if moment == "placed":
+        assert {str(place / name) for name in ("state", "log", "work")} <= {one.subject for one in found}
     assert (sorted(place.rglob("*")), (place / "state").read_text()) == (before, "9")
+    assert clean() == ()
     group.restore(replace_files=True)
     assert asked(group) == 3
     # What runs is not touched.
     clean()
     assert (asked(group), (place / "state.ckpt-backup").read_text()) == (4, "9")
+
+
+def test_clean_leaves_what_a_living_restore_has_placed(group: Group, place: Path) -> None:
+    group.dump()
+    shutil.rmtree(place.parent)
+    code = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "print(flush=True); sys.stdin.read()")
+    words = [sys.executable, "-c", code, str(group.image), "placed"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as restore:
+        assert restore.stdout is not None and restore.stdin is not None
+        restore.stdout.readline()
+        assert clean() == ()
+        assert (place / "state").exists()
+        restore.kill()
+    clean()
+    assert not place.exists()
+    place.mkdir(parents=True)
+    group.restore()
+
+
+def test_clean_leaves_what_was_put_there_after_a_reboot(
+    group: Group, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group.dump()
+    shutil.rmtree(place.parent)
+    subprocess.run([sys.executable, "-c", KILLED, str(group.image), "placed"])
+    monkeypatch.setattr(placed, "boot_id", lambda: "another")
+    monkeypatch.setattr(placed, "_booted_at", lambda: (place / "log").stat().st_ctime)
+    os.chmod(place / "log", 0o600)
+    clean()
+    assert (place / "log").exists()
+    group.restore(replace_files=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 
@@ -17,14 +18,24 @@ PLACE = "/run/app"
 """On a disk of each host's own."""
 
 
+DISK = "/var/lib/ckpt/app"
+"""On one that outlives a loss of power."""
+
+
 @pytest.fixture
-def name(world: World) -> Iterator[str]:
+def place(request: pytest.FixtureRequest) -> str:
+    """Where the program has its files."""
+    return str(getattr(request, "param", PLACE))
+
+
+@pytest.fixture
+def name(world: World, place: str) -> Iterator[str]:
     """A program on A with files there: it has been asked twice."""
     name = random_name("g")
     for host in (world.a, world.b):
-        host.run("rm", "-rf", PLACE)
-    world.a.run("sh", "-c", f"mkdir -p {PLACE}/conf && echo level=3 > {PLACE}/conf/settings")
-    program = [sys.executable, "-I", "-S", str(PROGRAMS / "file_writer.py"), PLACE, "7000"]
+        host.run("rm", "-rf", place)
+    world.a.run("sh", "-c", f"mkdir -p {place}/conf && echo level=3 > {place}/conf/settings")
+    program = [sys.executable, "-I", "-S", str(PROGRAMS / "file_writer.py"), place, "7000"]
     network = ["--link", BRIDGE, "--address", f"{OLD}/24", "--gateway", GATEWAY]
     world.a.must("run", "--name", name, *network, "--clear-env", "--", *program)
     assert [asked(world, OLD), asked(world, OLD)] == [1, 2]
@@ -32,6 +43,7 @@ def name(world: World) -> Iterator[str]:
     for host in (world.a, world.b):
         host.ckpt("stop", "--timeout", "0", name)
         host.ckpt("clean")
+        host.run("rm", "-rf", place)
 
 
 def asked(world: World, address: str, port: int = 7000) -> int:
@@ -77,3 +89,22 @@ def test_restore_of_another_host_under_another_address(world: World, name: str) 
     world.a.must("restore", image, "--host", world.b.address, "--map-address", f"{OLD}={NEW}")
     world.a.run("rm", image)
     assert asked(world, NEW) == 3
+
+
+@pytest.mark.parametrize("place", [DISK], indirect=True)
+def test_clean_after_a_loss_of_power_takes_back_what_a_move_had_placed(world: World, name: str) -> None:
+    world.b.run("sh", "-c", f"mkdir -p {DISK} && printf 9 > {DISK}/state")
+    before = world.b.run("ls", "-AR", DISK).out
+    plan = {"command": "agent", "point": "return ckpt.placing:place", "passage": 1, "fault": "host"}
+    (world.b.disk / "fault.json").write_text(json.dumps(plan))
+    words = ["--downtime-limit", "5", "--replace-files"]
+    done = world.a.ckpt("migrate", name, "--host", world.b.address, *words, timeout=120)
+    assert done.status == 9, done
+    (world.b.disk / "struck").unlink()
+    world.b.lose_power()
+    world.b.boot()
+    assert (asked(world, OLD), world.b.run("cat", f"{DISK}/state").out) == (3, "2")
+    found = {one["subject"] for one in world.b.must("clean")}
+    assert {f"{DISK}/state", f"{DISK}/log"} <= found
+    assert (world.b.run("ls", "-AR", DISK).out, world.b.run("cat", f"{DISK}/state").out) == (before, "9")
+    world.a.must("migrate", "--resume")
