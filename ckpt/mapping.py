@@ -1,4 +1,4 @@
-"""What shall be called otherwise on the target: addresses, links and ports, as the user has said it.
+"""What shall be called otherwise on the target: addresses, links, ports and MACs, as the user has said it.
 
 A ``Mapping`` is made from words (``10.0.0.2=10.1.0.2``, ``br0=br1``, ``80=8080/tcp``) and from TOML files; what cannot
 be meant together is refused here, from the words alone. All of it holds at once: ``A=B`` beside ``B=A`` exchanges two.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import itertools
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 PROTOCOLS = ("tcp", "udp")
-_TABLES = ("address", "link", "port")
+_TABLES = ("address", "link", "port", "mac")
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,15 +64,27 @@ class PortMap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MacMap:
+    """The MAC ``old`` of the group's links is ``new`` on the target; both in lower case."""
+
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.old}={self.new}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mapping:
     """All that is mapped; an empty one changes nothing."""
 
     addresses: tuple[AddressMap, ...] = ()
     links: tuple[LinkMap, ...] = ()
     ports: tuple[PortMap, ...] = ()
+    macs: tuple[MacMap, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.addresses or self.links or self.ports)
+        return bool(self.addresses or self.links or self.ports or self.macs)
 
     def link(self, ifname: str) -> str:
         """What the host's link ``ifname`` is called on the target."""
@@ -104,12 +118,17 @@ NO_MAPPING = Mapping()
 
 
 def parse_mapping(
-    addresses: Iterable[str] = (), links: Iterable[str] = (), ports: Iterable[str] = (), files: Sequence[str] = ()
+    addresses: Iterable[str] = (),
+    links: Iterable[str] = (),
+    ports: Iterable[str] = (),
+    files: Sequence[str] = (),
+    macs: Iterable[str] = (),
 ) -> Mapping:
     """The mapping that these words (``OLD=NEW``) and the texts of these TOML ``files`` say together.
 
     Raises UsageError: ``map-syntax``, ``map-file``, ``map-address``, ``map-family``, ``map-prefix``, ``map-link``,
-    ``map-port``, ``map-twice`` for an OLD that is mapped twice, ``map-taken`` for a NEW that two OLDs would become.
+    ``map-port``, ``map-mac``, ``map-twice`` for an OLD that is mapped twice, ``map-taken`` for a NEW that two OLDs
+    would become.
     """
     tables = [_read_file(text) for text in files]
 
@@ -122,6 +141,7 @@ def parse_mapping(
         addresses=tuple(_address(*pair) for pair in words("address", addresses)),
         links=tuple(_link(*pair) for pair in words("link", links)),
         ports=tuple(_port(*pair) for pair in words("port", ports)),
+        macs=tuple(_mac(*pair) for pair in words("mac", macs)),
     )
     _check(mapping)
     return mapping
@@ -138,7 +158,7 @@ def _covers(wide: Network, narrow: Network) -> bool:
 
 
 def _read_file(text: str) -> dict[str, dict[str, str]]:
-    """``[address]``, ``[link]`` and ``[port]``, each ``OLD = NEW``; a port may be a number."""
+    """``[address]``, ``[link]``, ``[port]`` and ``[mac]``, each ``OLD = NEW``; a port may be a number."""
     try:
         found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -199,6 +219,15 @@ def _port(old: str, new: str) -> PortMap:
     return PortMap(old=int(old), new=int(new), protocol=protocol)
 
 
+def _mac(old: str, new: str) -> MacMap:
+    for text in (old, new):
+        if _MAC.fullmatch(text.lower()) is None:
+            _refuse("map-mac", f"{text!r} is no MAC", hint="six octets, like 02:00:00:00:00:01")
+        if int(text[:2], 16) & 1 or not text.strip("0:"):
+            _refuse("map-mac", f"{text} is no link's own, and cannot be mapped")
+    return MacMap(old=old.lower(), new=new.lower())
+
+
 def _check(mapping: Mapping) -> None:
     """Refuse what cannot be meant together."""
     for first, second in itertools.combinations(mapping.addresses, 2):
@@ -209,6 +238,11 @@ def _check(mapping: Mapping) -> None:
     for one, other in itertools.combinations(mapping.links, 2):
         if one.old == other.old:
             _refuse_twice(one, other)
+    for mac, another_mac in itertools.combinations(mapping.macs, 2):
+        if mac.old == another_mac.old:
+            _refuse_twice(mac, another_mac)
+        if mac.new == another_mac.new:
+            _refuse_taken(mac, another_mac)
     for port, another in itertools.combinations(mapping.ports, 2):
         if "" in (port.protocol, another.protocol) or port.protocol == another.protocol:
             if port.old == another.old:

@@ -1,4 +1,4 @@
-"""From the records of an image to those of the same group under other names: addresses, links and ports.
+"""From the records of an image to those of the same group under other names: addresses, links, ports and MACs.
 
 ``remap`` is given the whole of an image and a mapping and returns the whole again, with findings that say what has
 followed, what could not, and what makes the mapping impossible. Revalidation, the plan, the restore and its

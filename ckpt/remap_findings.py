@@ -28,7 +28,7 @@ _LINK_SCOPES = ("link", "host")
 
 def describe(mapping: Names, translator: Translator) -> Iterator[Finding]:
     """What has followed each entry, the entries that nothing has followed, and what has stayed."""
-    for entry in (*mapping.addresses, *mapping.links, *mapping.ports):
+    for entry in (*mapping.addresses, *mapping.links, *mapping.ports, *mapping.macs):
         counts = translator.followed.get(str(entry))
         if counts:
             what = ", ".join(f"{name} ({number})" for name, number in counts.items())
@@ -72,6 +72,8 @@ def check_networks(before: Mapping[str, Network], after: Mapping[str, Network]) 
         if old == new:
             continue
         yield from _taken(old, new)
+        yield from _macs_taken(old, new)
+        yield from _made_of_macs(old, new)
         yield from _gateways(old, new)
         states = sum(one != two for one, two in zip(old.ipsec.states, new.ipsec.states, strict=True))
         if states:
@@ -99,6 +101,51 @@ def _taken(old: Network, new: Network) -> Iterator[Finding]:
                 reason=f"both {rival} and {before.address} of the group would be called so",
                 remedy="map one of them elsewhere",
             )
+
+
+def _macs_taken(old: Network, new: Network) -> Iterator[Finding]:
+    """Two links that had MACs of their own and would have one; those that share one, as VLANs do, go on to."""
+    seen: dict[str, str] = {}
+    for before, after in zip(old.links, new.links, strict=True):
+        if before.mac and after.mac and seen.setdefault(after.mac, before.mac) != before.mac:
+            yield Finding(
+                severity=Severity.BLOCK,
+                code="map-mac-taken",
+                subject=after.mac,
+                reason=f"both {seen[after.mac]} and {before.mac} ({before.ifname}) of the group would be this one",
+                remedy="map one of them elsewhere",
+            )
+
+
+def _made_of_macs(old: Network, new: Network) -> Iterator[Finding]:
+    """IPv6 addresses that were made of a MAC that is mapped: they stay, since peers know the group by them."""
+    links = zip(old.links, new.links, strict=True)
+    moved = {one.ifname: (one.mac, two.mac) for one, two in links if one.mac != two.mac}
+    for before, after in zip(old.addresses, new.addresses, strict=True):
+        macs = moved.get(before.ifname, ("", ""))
+        plain = before.address.partition("/")[0]
+        if ":" not in plain or before.address != after.address or not all(macs):
+            continue
+        own, other = (_interface_id(mac or "") for mac in macs)
+        address = ipaddress.IPv6Address(plain)
+        if int(address) & _INTERFACE == own:
+            wanted = ipaddress.IPv6Address(int(address) & ~_INTERFACE | other)
+            yield Finding(
+                severity=Severity.WARN,
+                code="map-left",
+                subject=f"{plain} of {before.ifname}",
+                reason=f"it was made of the MAC {macs[0]}, which is mapped; it is restored as it was",
+                remedy=f"--map-address {plain}={wanted}, unless it is known to others",
+            )
+
+
+_INTERFACE = (1 << 64) - 1
+
+
+def _interface_id(mac: str) -> int:
+    """The lower half of the addresses that a link with this MAC gives itself (modified EUI-64, RFC 4291)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    return int.from_bytes(bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:], "big")
 
 
 def _gateways(old: Network, new: Network) -> Iterator[Finding]:

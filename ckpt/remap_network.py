@@ -41,10 +41,10 @@ _RTPROT_KERNEL = 2
 
 _FIELDS: Mapping[type, Mapping[str, str]] = {
     Nexthop: {"gateway": "ip"},
-    Neighbour: {"address": "ip"},
+    Neighbour: {"address": "ip", "mac": "mac"},
     NexthopObject: {"gateway": "ip"},
     LabelHop: {"via": "ip"},
-    ForwardingEntry: {"destination": "ip"},
+    ForwardingEntry: {"destination": "ip", "mac": "mac"},
     MulticastEntry: {"source": "ip", "sources": "ip", "destination": "ip"},
     VniRange: {"group": "ip"},
     IsatapRouter: {"address": "ip"},
@@ -120,17 +120,19 @@ def _each(records: tuple[Any, ...], what: str, translator: Translator, change: A
 
 
 def _link(link: Link, translator: Translator) -> Link:
-    """Addresses in a link's options are ends of tunnels, and what a bond asks for (a list of them)."""
-    options = {key: " ".join(map(translator.ip, value.split(" "))) for key, value in link.options.items()}
+    """Addresses in options are ends of tunnels and what a bond asks for (a list), MACs those that a macvlan hears."""
+    options = {key: " ".join(map(translator.option, value.split(" "))) for key, value in link.options.items()}
     other = link.counterpart
     if other is not None and other.place is Place.CALLER:
         other = dataclasses.replace(
             other,
+            mac=translator.mac(other.mac) if other.mac else other.mac,
             ifname=_outside(other.ifname, translator),
             master=_outside(other.master, translator),
             addresses=tuple(_address(one, translator) for one in other.addresses),
         )
-    return dataclasses.replace(link, options=options, counterpart=other)
+    mac = translator.mac(link.mac) if link.mac else link.mac
+    return dataclasses.replace(link, mac=mac, options=options, counterpart=other)
 
 
 def _outside(ifname: str, translator: Translator) -> str:
@@ -244,7 +246,10 @@ def _filtering(network: Network, translator: Translator) -> object:
 def _nft_table(table: NftTable, translator: Translator) -> NftTable:
     """The kernel's objects where there are any; the text beside them is for people."""
     translator.what = "nftables objects"
-    objects, left = nft_addresses.translated(table.family, table.objects, translator.address, translator.network)
+    moves = nft_addresses.Moves(
+        address=translator.address, network=translator.network, hardware=translator.hardware, macs=translator.macs
+    )
+    objects, left = nft_addresses.translated(table.family, table.objects, moves)
     for one in left:
         translator.stays(
             f"nft table {table.family} {table.name}, {one}", "an address is in it, not in a way known here"

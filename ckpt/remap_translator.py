@@ -17,6 +17,7 @@ from ckpt.model.socket import Endpoint
 # An address literal in a tool's own language, perhaps with a prefix length, and perhaps the last of a range behind it.
 _FOUR = r"\d{1,3}(?:\.\d{1,3}){3}"
 _SIX = r"[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?:(?<=:)" + _FOUR + ")?"
+_HARDWARE = re.compile(r"(?<![\w:])[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}(?![\w:])")
 _LITERAL = re.compile(rf"(?<![\w:.])({_FOUR}|{_SIX})(?:/(\d{{1,3}})(?![.\d])|-({_FOUR}|{_SIX}))?(?![\w.])")
 
 
@@ -28,6 +29,7 @@ class Translator:
         self.what = ""
         self.followed: dict[str, dict[str, int]] = {}
         self.moved: dict[Ip, Ip] = {}
+        self.moved_macs: dict[bytes, bytes] = {}
         self.left: dict[tuple[str, str], None] = {}
 
     def follows(self, entry: object) -> None:
@@ -81,9 +83,31 @@ class Translator:
         """The address of an endpoint; its port stays."""
         return dataclasses.replace(endpoint, address=self.ip(endpoint.address))
 
+    def mac(self, text: str) -> str:
+        """A link-layer address; one that is not mapped, or of another kind, comes back as it was."""
+        entry = next((one for one in self.mapping.macs if one.old == text.lower()), None)
+        if entry is None:
+            return text
+        self.follows(entry)
+        self.moved_macs[_packed(entry.old)] = _packed(entry.new)
+        return entry.new
+
+    def hardware(self, packed: bytes) -> bytes:
+        """As ``mac``, for its six bytes."""
+        return _packed(self.mac(packed.hex(":")))
+
+    @property
+    def macs(self) -> frozenset[bytes]:
+        """The MACs that are mapped."""
+        return frozenset(_packed(one.old) for one in self.mapping.macs)
+
+    def option(self, text: str) -> str:
+        """A word of which nobody says whether it is an IP address, a MAC or neither."""
+        return self.mac(self.ip(text))
+
     def words(self, text: str) -> str:
-        """Every literal of an address, a prefix or a range in ``text``."""
-        return _LITERAL.sub(self._literal, text)
+        """Every literal of an address, a prefix, a range or a MAC in ``text``."""
+        return _HARDWARE.sub(lambda found: self.mac(found[0]), _LITERAL.sub(self._literal, text))
 
     def stays(self, subject: str, why: str) -> None:
         """Note that ``subject`` names what is mapped, and cannot follow."""
@@ -92,6 +116,7 @@ class Translator:
     def holds_moved(self, *values: bytes) -> bool:
         """Whether an address that has moved, and that no other has become, is among these bytes."""
         packed = [address.packed for address in self.moved.keys() - self.moved.values()]
+        packed += {*self.moved_macs} - {*self.moved_macs.values()}
         return any(address in value for address in packed for value in values)
 
     def _literal(self, match: re.Match[str]) -> str:
@@ -114,6 +139,10 @@ class Translator:
     def _note(self, old: Ip, new: Ip) -> None:
         if old != new:
             self.moved[_plain(old)] = _plain(new)
+
+
+def _packed(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
 
 
 def _plain(address: Ip) -> Ip:

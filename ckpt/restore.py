@@ -22,7 +22,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,14 +162,15 @@ def _restore(
     source: ImageSource, image: Path, asked: _Asked, arrival: Arrival, progress: Progress | None
 ) -> RestoreReport:
     program = criu.find(asked.criu_path)
-    remapped = remap(sections.read(source), asked.mapping, tcp_close=asked.tcp_close)
+    checkpoint = sections.read(source)
+    remapped = remap(checkpoint, asked.mapping, tcp_close=asked.tcp_close)
     name = asked.name or remapped.checkpoint.group.name
     found = examine(
         remapped.checkpoint,
         program,
         name,
         pages=asked.pages,
-        moves=arrival.moves,
+        held_by=macs_of(checkpoint) if arrival.moves else frozenset(),
         probe=asked.dry_run or not arrival.moves,
         try_kernel=asked.dry_run,
         replace_files=asked.replace_files,
@@ -191,7 +192,7 @@ def examine(
     *,
     tcp_close: bool = False,
     pages: int | None = None,
-    moves: bool = False,
+    held_by: Collection[str] = (),
     probe: bool = True,
     try_kernel: bool = True,
     beside: Path = IMAGES,
@@ -199,7 +200,8 @@ def examine(
 ) -> tuple[Finding, ...]:
     """What is to be said of restoring ``checkpoint`` on this host; changes nothing.
 
-    With ``moves`` the group still has its addresses elsewhere, and that it answers for them itself is as it should be.
+    ``held_by`` are the MACs of a group that still has its addresses elsewhere: that it answers for them is as it should
+    be.
     Without ``probe`` nobody is asked for addresses: it was done a moment ago, and the group stands still meanwhile.
     Unless ``try_kernel``, what only a context needs of the kernel is not tried: making it says so as well.
     ``beside`` is a directory that it may be unpacked in.
@@ -208,9 +210,6 @@ def examine(
     coming = Placing()
     if checkpoint.context is not None:
         coming = context_restore.placing(checkpoint.context)
-    own = {link.mac for network in checkpoint.networks.values() for link in network.links if link.mac}
-    own |= {one.mac for one in (checkpoint.context.places if checkpoint.context else ()) if one.mac}
-    held_by = own if moves else frozenset()
     confining = tuple(context_findings.here(checkpoint, try_kernel=try_kernel))
     checkpoint = on_host(checkpoint)
     needs = needs_of(checkpoint)
@@ -231,6 +230,12 @@ def examine(
     )
     found = (*found, *coming.findings, *check_answers(coming, target, held_by), *confining)
     return tuple(one for one in found if probe or one.code != "gateway-silent")
+
+
+def macs_of(checkpoint: Checkpoint) -> frozenset[str]:
+    """The MACs by which the group is answered for, where it is."""
+    own = {link.mac for network in checkpoint.networks.values() for link in network.links if link.mac}
+    return frozenset(own | {one.mac for one in (checkpoint.context.places if checkpoint.context else ()) if one.mac})
 
 
 def _known(entry: registry.GroupEntry) -> KnownGroup:

@@ -23,10 +23,12 @@ host's end of a veth, the link below a macvlan or a vlan; for a group in the hos
 bound to. The links inside of the group keep their names."""
 _PORT = """The local port OLD of listeners and UDP sockets is NEW, of both protocols or of one. Established connections
 keep their ports."""
+_MAC = """The MAC OLD of the group's links is NEW on the target. Entries of bridges and neighbours, and rules that name
+it, follow; without this a group keeps its MACs."""
 
 
 def mapping_options(command: _Command) -> _Command:
-    """Give a command ``--map-address``, ``--map-link``, ``--map-port`` and ``--map``, as its argument ``mapping``."""
+    """Give a command ``--map-address``, ``--map-link``, ``--map-port``, ``--map-mac`` and ``--map``, as ``mapping``."""
 
     @functools.wraps(command)
     def with_mapping(
@@ -34,13 +36,14 @@ def mapping_options(command: _Command) -> _Command:
         map_address: tuple[str, ...],
         map_link: tuple[str, ...],
         map_port: tuple[str, ...],
+        map_mac: tuple[str, ...],
         map_file: tuple[Path, ...],
         **others: Any,
     ) -> Any:
         from ckpt.mapping import parse_mapping
 
         texts = [_read(path) for path in map_file]
-        return command(*args, mapping=parse_mapping(map_address, map_link, map_port, texts), **others)
+        return command(*args, mapping=parse_mapping(map_address, map_link, map_port, texts, map_mac), **others)
 
     wrapped: Any = with_mapping
     for option in reversed(_OPTIONS):
@@ -53,13 +56,14 @@ _OPTIONS = (
     click.option("--map-address", multiple=True, metavar="OLD=NEW", help=_ADDRESS),
     click.option("--map-link", multiple=True, metavar="OLD=NEW", help=_LINK),
     click.option("--map-port", multiple=True, metavar="OLD=NEW[/tcp|/udp]", help=_PORT),
+    click.option("--map-mac", multiple=True, metavar="OLD=NEW", help=_MAC),
     click.option(
         "--map",
         "map_file",
         multiple=True,
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="A TOML file with the tables [address], [link] and [port], each of OLD = NEW.",
+        help="A TOML file with the tables [address], [link], [port] and [mac], each of OLD = NEW.",
     ),
 )
 

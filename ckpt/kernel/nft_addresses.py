@@ -1,4 +1,4 @@
-"""Addresses in nftables objects: told where they can be told for sure, and replaced; bytes in, bytes out.
+"""Addresses and MACs in nftables objects: told where they can be told for sure, and replaced; bytes in, bytes out.
 
 Of sets and maps the type says what their keys and values are, field by field; intervals are moved as a whole or not at
 all, and sorted again. Of a rule its expressions are followed from where an address is loaded (a header's field, a
@@ -9,7 +9,7 @@ else could name an address is left as it is, and named.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ckpt.kernel import netlink
@@ -24,9 +24,10 @@ Pairs = list[tuple[int, bytes]]
 
 # nft's own numbers of data types (include/datatype.h), with the bytes of a field of that type; fields of a
 # concatenation begin at multiples of four.
-_IPV4, _IPV6 = 7, 8
+_IPV4, _IPV6, _ETHER = 7, 8, 9
 _SIZES = {1: 4, 2: 1, 4: 4, 7: 4, 8: 16, 9: 6, 10: 2, 12: 1, 13: 2, 14: 1, 16: 1, 19: 4, 20: 4, 41: 16}
 _TYPE_BITS = 6
+_VERSIONS_OF_TYPES = {_IPV4: 4, _IPV6: 6, _ETHER: 48}
 
 _SET_NAME, _SET_KEY_TYPE, _SET_FLAGS, _SET_KEY_LEN, _SET_DATA_TYPE, _SET_DATA_LEN = 2, 4, 3, 5, 6, 7
 _INTERVAL, _CONCATENATED = 0x4, 0x80
@@ -36,24 +37,39 @@ _END = 0x1
 _VALUE = 1
 
 _RULE_CHAIN, _RULE_EXPRESSIONS = 2, 4
-_NETWORK_HEADER = 1
+_LINK_HEADER, _NETWORK_HEADER = 0, 1
+# Where a MAC is: in the header of Ethernet, and in a packet of ARP, in which no IP address is as long as one.
+_MAC_PLACES = {_LINK_HEADER: (0, 6), _NETWORK_HEADER: (8, 18)}
 _PLACES = {4: (12, 16), 6: (8, 24)}
+_ETHERTYPE = 12
 _CT_ADDRESSES = {19: 4, 20: 4, 21: 6, 22: 6}
 _META_PROTOCOL, _META_NFPROTO = 1, 15
 _PROTOCOLS = {b"\x08\x00": 4, b"\x86\xdd": 6, b"\x02": 4, b"\x0a": 6}
 _FAMILIES = {"ip": 4, "ip6": 6}
 _EQ, _NEQ, _LTE, _GTE = 0, 1, 3, 5
-_WIDTHS = {4: 4, 6: 16}
+_MAC = 48
+"""What stands for a MAC where others are addresses of version 4 or 6."""
+_WIDTHS = {4: 4, 6: 16, _MAC: 6}
 _VERSIONS = {2: 4, 10: 6}
 # Of the expressions that use an address: the attribute with the first one's register, the last one's, and the family.
 _USES = {"nat": (3, 4, 2), "tproxy": (2, 2, 1), "dup": (1, 1, 0), "fwd": (2, 2, 3)}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moves:
+    """Where addresses, prefixes and MACs (``hardware``, of which only ``macs`` move) are on the target."""
+
+    address: Address
+    network: Network
+    hardware: Callable[[bytes], bytes]
+    macs: Collection[bytes] = ()
+
+
 def translated(
-    family: str, objects: Sequence[NftObject], address: Address, network: Network
+    family: str, objects: Sequence[NftObject], moves: Moves
 ) -> tuple[tuple[NftObject, ...], tuple[str, ...]]:
     """The objects of a table with their addresses moved, and those in which one may be left that could not be."""
-    mover = _Mover(family, address, network)
+    mover = _Mover(family, moves)
     sets = {parse(one.attributes)[_SET_NAME]: _Set.of(one) for one in objects if one.kind == "set"}
     elements: dict[bytes, list[bytes]] = {}
     for one in objects:
@@ -118,8 +134,8 @@ def _fields(kind: int, length: int) -> tuple[tuple[int, int], ...] | None:
     for one in kinds:
         if one not in _SIZES:
             return None if any(item in (_IPV4, _IPV6) for item in kinds) else ()
-        if one in (_IPV4, _IPV6):
-            found.append((at, 4 if one == _IPV4 else 6))
+        if one in _VERSIONS_OF_TYPES:
+            found.append((at, _VERSIONS_OF_TYPES[one]))
         at += (_SIZES[one] + 3) & ~3 if len(kinds) > 1 else _SIZES[one]
     return tuple(found) if at == length or not found else None
 
@@ -127,17 +143,25 @@ def _fields(kind: int, length: int) -> tuple[tuple[int, int], ...] | None:
 @dataclass(slots=True)
 class _Mover:
     family: str
-    address: Address
-    network: Network
+    moves: Moves
     left: dict[str, None] = field(default_factory=dict)
 
-    def range(self, first: Ip, last: Ip, where: str) -> tuple[Ip, Ip]:
+    def one(self, packed: bytes, version: int) -> bytes:
+        """Where an address is."""
+        return self.moves.hardware(packed) if version == _MAC else self.moves.address(_ip(packed)).packed
+
+    def range(self, first: bytes, last: bytes, version: int, where: str) -> tuple[bytes, bytes]:
         """Where the addresses from ``first`` to ``last`` are, if they are still side by side."""
-        parts: list[Prefix] = [*ipaddress.summarize_address_range(first, last)]
-        shifts = {int(self.network(part).network_address) - int(part.network_address) for part in parts}
+        if version == _MAC:
+            if first != last and any(first <= mac <= last for mac in self.moves.macs):
+                self.left[where] = None
+            return (self.one(first, version),) * 2 if first == last else (first, last)
+        low, high = _ip(first), _ip(last)
+        parts: list[Prefix] = [*ipaddress.summarize_address_range(low, high)]
+        shifts = {int(self.moves.network(part).network_address) - int(part.network_address) for part in parts}
         if len(shifts) == 1:
             (shift,) = shifts
-            return first + shift, last + shift
+            return (low + shift).packed, (high + shift).packed
         self.left[where] = None
         return first, last
 
@@ -164,11 +188,8 @@ class _Mover:
     def _fields(self, element: Pairs, kind: int, fields: Sequence[tuple[int, int]]) -> None:
         value = _data(element, kind)
         for at, version in fields:
-            value = (
-                value[:at]
-                + self.address(_ip(value[at : at + _WIDTHS[version]])).packed
-                + value[at + _WIDTHS[version] :]
-            )
+            end = at + _WIDTHS[version]
+            value = value[:at] + self.one(value[at:end], version) + value[end:]
         _set_data(element, kind, value)
 
     def _keys(self, element: Pairs, fields: Sequence[tuple[int, int]], where: str) -> None:
@@ -178,8 +199,8 @@ class _Mover:
         first, last = _data(element, _KEY), _data(element, _KEY_END)
         for at, version in fields:
             end = at + _WIDTHS[version]
-            low, high = self.range(_ip(first[at:end]), _ip(last[at:end]), where)
-            first, last = first[:at] + low.packed + first[end:], last[:at] + high.packed + last[end:]
+            low, high = self.range(first[at:end], last[at:end], version, where)
+            first, last = first[:at] + low + first[end:], last[:at] + high + last[end:]
         _set_data(element, _KEY, first)
         _set_data(element, _KEY_END, last)
 
@@ -189,11 +210,11 @@ class _Mover:
             after = elements[position + 1] if position + 1 < len(elements) else None
             if _is_end(one) or after is None or not _is_end(after):
                 continue
-            first, beyond = _ip(_data(one, _KEY)), _ip(_data(after, _KEY))
-            low, high = self.range(first, beyond - 1, where)
-            if int(high) + 1 < 1 << (8 * _WIDTHS[version]):
-                _set_data(one, _KEY, low.packed)
-                _set_data(after, _KEY, (high + 1).packed)
+            first, last = _data(one, _KEY), _plus(_data(after, _KEY), -1)
+            low, high = self.range(first, last, version, where)
+            if int.from_bytes(high, "big") + 1 < 1 << (8 * _WIDTHS[version]):
+                _set_data(one, _KEY, low)
+                _set_data(after, _KEY, _plus(high, 1))
         elements.sort(key=lambda one: (_data(one, _KEY), not _is_end(one)))
 
     # -- rules ---------------------------------------------------------------------------------------------------
@@ -219,6 +240,7 @@ class _Mover:
 
     def _follow(self, listed: list[tuple[str, Pairs]], where: str) -> None:
         loaded: dict[int, tuple[int, int]] = {}  # register → version and leading bits of an address
+        merged: dict[int, _Merged] = {}
         protocol: dict[int, bool] = {}
         immediate: dict[int, Pairs] = {}
         version = _FAMILIES.get(self.family, 0)
@@ -228,14 +250,19 @@ class _Mover:
             register = number(values.get(1, b""), "be")
             if name in ("payload", "ct", "meta"):
                 loaded.pop(register, None)
+                merged.pop(register, None)
                 protocol[register] = name == "meta" and number(values.get(2, b""), "be") in (
                     _META_PROTOCOL,
                     _META_NFPROTO,
                 )
-                if what := _loads(name, values, version):
+                if what := _loads(name, values, version, macs=bool(self.moves.macs)):
                     loaded[register] = what
+                elif name == "payload":
+                    merged[register] = _Merged.of(values, version, macs=bool(self.moves.macs))
             elif name == "bitwise" and register in loaded:
                 _mask(loaded, values)
+            elif name == "bitwise":
+                merged.pop(register, None)
             elif name == "cmp" and protocol.get(register):
                 version = version or _PROTOCOLS.get(_data(data, 3), 0)
             elif name == "cmp" and register in loaded:
@@ -243,6 +270,9 @@ class _Mover:
                     done = following
                 elif data is not done:
                     self._compare(data, loaded[register], where)
+            elif name == "cmp" and register in merged:
+                version = version or merged[register].protocol(_data(data, 3))
+                self._compare_all(data, merged[register].fields, where)
             elif name == "range" and register in loaded:
                 self._ranged(data, loaded[register], where)
             elif name == "immediate":
@@ -255,9 +285,9 @@ class _Mover:
         first, last = _data(data, 3), _data(following, 3)
         if (_operator(data), _operator(following), len(first), len(last)) != (_GTE, _LTE, *(_WIDTHS[what[0]],) * 2):
             return False
-        low, high = self.range(_ip(first), _ip(last), where)
-        _set_data(data, 3, low.packed)
-        _set_data(following, 3, high.packed)
+        low, high = self.range(first, last, what[0], where)
+        _set_data(data, 3, low)
+        _set_data(following, 3, high)
         return True
 
     def _compare(self, data: Pairs, what: tuple[int, int], where: str) -> None:
@@ -266,20 +296,30 @@ class _Mover:
             self.left[where] = None
             return
         value = _data(data, 3)
+        if version == _MAC:
+            if len(value) == _WIDTHS[version]:
+                _set_data(data, 3, self.one(value, version))
+            return
         whole = value.ljust(_WIDTHS[version], b"\0")[: _WIDTHS[version]]
         try:
             network = ipaddress.ip_network((whole, bits))
         except ValueError:
             self.left[where] = None
             return
-        _set_data(data, 3, self.network(network).network_address.packed[: len(value)])
+        _set_data(data, 3, self.moves.network(network).network_address.packed[: len(value)])
+
+    def _compare_all(self, data: Pairs, fields: Sequence[tuple[int, int]], where: str) -> None:
+        if fields and _operator(data) not in (_EQ, _NEQ):
+            self.left[where] = None
+        elif fields:
+            self._fields(data, 3, fields)
 
     def _ranged(self, data: Pairs, what: tuple[int, int], where: str) -> None:
         first, last = _data(data, 3), _data(data, 4)
         if len(first) == len(last) == _WIDTHS[what[0]]:
-            low, high = self.range(_ip(first), _ip(last), where)
-            _set_data(data, 3, low.packed)
-            _set_data(data, 4, high.packed)
+            low, high = self.range(first, last, what[0], where)
+            _set_data(data, 3, low)
+            _set_data(data, 4, high)
         else:
             self.left[where] = None
 
@@ -294,18 +334,23 @@ class _Mover:
         if any(len(one) != _WIDTHS.get(version) for one in packed):
             self.left[where] = None
             return
-        for one, found in zip(ends, self.range(_ip(packed[0]), _ip(packed[1]), where), strict=True):
-            _set_data(one, 2, found.packed)
+        for one, found in zip(ends, self.range(packed[0], packed[1], version, where), strict=True):
+            _set_data(one, 2, found)
 
 
-def _loads(name: str, values: dict[int, bytes], version: int) -> tuple[int, int] | None:
-    """The version of the address, and how many bits of it, that an expression loads; None when it loads no address."""
+def _loads(name: str, values: dict[int, bytes], version: int, *, macs: bool) -> tuple[int, int] | None:
+    """The version of the address, and how many bits of it, that an expression loads; None when it loads no address.
+
+    MACs only where some are to be moved.
+    """
     if name == "ct":
         found = _CT_ADDRESSES.get(number(values.get(2, b""), "be"), 0)
         return (found, 8 * _WIDTHS[found]) if found else None
     if name != "payload":
         return None
     base, offset, length = (number(values.get(kind, b""), "be") for kind in (2, 3, 4))
+    if macs and length == _WIDTHS[_MAC] and offset in _MAC_PLACES.get(base, ()):
+        return _MAC, 8 * length
     for candidate, places in _PLACES.items():
         sure = version == candidate or (not version and length == _WIDTHS[candidate])
         if base == _NETWORK_HEADER and offset in places and 0 < length <= _WIDTHS[candidate] and sure:
@@ -313,9 +358,37 @@ def _loads(name: str, values: dict[int, bytes], version: int) -> tuple[int, int]
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Merged:
+    """Bytes of a packet in which there are several of a header's fields: nft loads neighbours with one expression.
+
+    ``fields`` are the place and the version of each address among them, ``at`` that of the protocol, -1 for none.
+    """
+
+    fields: tuple[tuple[int, int], ...]
+    at: int
+
+    @classmethod
+    def of(cls, values: dict[int, bytes], version: int, *, macs: bool) -> _Merged:
+        """What a payload expression loads; MACs only where some are to be moved."""
+        base, offset, length = (number(values.get(kind, b""), "be") for kind in (2, 3, 4))
+        known = [(place, _MAC) for place in _MAC_PLACES.get(base, ()) if macs]
+        if base == _NETWORK_HEADER:
+            known += [(place, version) for place in _PLACES.get(version, ())]
+        fields = [(place - offset, one) for place, one in known if offset <= place <= offset + length - _WIDTHS[one]]
+        is_there = base == _LINK_HEADER and offset <= _ETHERTYPE <= offset + length - 2
+        return cls(tuple(fields), _ETHERTYPE - offset if is_there else -1)
+
+    def protocol(self, value: bytes) -> int:
+        """The version that the value of the protocol stands for, 0 unknown."""
+        return _PROTOCOLS.get(value[self.at : self.at + 2], 0) if self.at >= 0 else 0
+
+
 def _mask(loaded: dict[int, tuple[int, int]], values: dict[int, bytes]) -> None:
     """A mask of leading ones leaves a prefix; another one leaves nothing that is known."""
     version, _ = loaded.pop(number(values[1], "be"))
+    if version == _MAC:
+        return
     mask = parse(values.get(4, b"")).get(_VALUE, b"")
     bits = bin(int.from_bytes(mask.ljust(_WIDTHS[version], b"\0"), "big"))[2:].zfill(8 * _WIDTHS[version])
     length = len(bits.rstrip("0"))
@@ -343,6 +416,10 @@ def _is_end(element: Pairs) -> bool:
 
 def _joined(parts: Pairs) -> bytes:
     return b"".join(attribute(kind, value) for kind, value in parts)
+
+
+def _plus(packed: bytes, count: int) -> bytes:
+    return (int.from_bytes(packed, "big") + count).to_bytes(len(packed), "big")
 
 
 def _ip(packed: bytes) -> Ip:

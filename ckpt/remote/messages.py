@@ -15,7 +15,7 @@ from ckpt.mapping import NO_MAPPING, Mapping
 from ckpt.model.finding import Finding
 from ckpt.registry import GroupEntry
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Changes with every message that an older ckpt would not understand."""
 
 

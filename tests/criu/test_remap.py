@@ -18,7 +18,7 @@ from ckpt.image import Reader
 from ckpt.kernel import criu
 from ckpt.mapping import Mapping, parse_mapping
 from ckpt.model.finding import Severity
-from ckpt.restore import RestoreReport, examine
+from ckpt.restore import RestoreReport, examine, macs_of
 from tests.criu.groups import Group, Starter, python
 from tests.criu.segment import Addresses, Segment, made, run
 from tests.criu.test_command import ckpt
@@ -276,7 +276,7 @@ def test_examine_tells_the_source_that_has_the_address_from_a_stranger(start: St
         # Without the registry's word for it, as on another host.
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr("ckpt.registry.entries", list)
-            findings = examine(checkpoint, program, name, moves=moves)
+            findings = examine(checkpoint, program, name, held_by=macs_of(checkpoint) if moves else ())
         return {one.subject: one.code for one in findings if one.code.startswith("address")}
 
     v4, v6 = group.addresses.v4, group.addresses.v6

@@ -20,7 +20,14 @@ def owners(capture: Capture, moving: Moving) -> list[str]:
     return found
 
 
+def mac_of(moving: Moving) -> str:
+    """The group's, where it runs."""
+    found = moving.source.run("ckpt", "exec", moving.name, "--", "ip", "-j", "link", "show", "eth0")
+    return str(found.json[0]["address"])
+
+
 def test_migrate_streams_both_ways_lose_nothing(moving: Moving) -> None:
+    mac = mac_of(moving)
     with capturing() as capture:
         moving.stream.progress()
         done = moving.move("--downtime-limit", LIMIT)
@@ -34,6 +41,21 @@ def test_migrate_streams_both_ways_lose_nothing(moving: Moving) -> None:
     assert {moving.source.port, moving.target.port} <= ports
     moving.moved()
     assert moving.left_behind() == []
+    assert mac_of(moving) == mac
+
+
+def test_migrate_under_another_mac_keeps_the_connection(moving: Moving) -> None:
+    new = "02:00:00:00:88:10"
+    words = ["--map-mac", f"{mac_of(moving)}={new}"]
+    dry = moving.move("--dry-run", *words)
+    assert ("address-held", moving.address) in {(one["code"], one["subject"]) for one in dry.json["findings"]}
+    with capturing() as capture:
+        done = moving.move("--downtime-limit", LIMIT, *words)
+        assert done.status == 0, done.err
+        moving.stream.progress()
+    assert capture.betrayals(moving.address) == []
+    moving.moved()
+    assert mac_of(moving) == new
 
 
 def test_migrate_the_old_port_is_silent_once_the_new_one_speaks(moving: Moving) -> None:

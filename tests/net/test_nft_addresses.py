@@ -27,6 +27,22 @@ RULESETS = {
         set ports { type inet_service; elements = { 80 } }
         set names { typeof meta iifname . ip saddr; elements = { "eth0" . OLD.4 } }
     }""",
+    "macs": """table inet x {
+        set plain { type ether_addr; elements = { MAC, 02:00:00:00:00:07 } }
+        set pairs { type ipv4_addr . ether_addr; elements = { OLD.2 . MAC, 10.9.9.9 . 02:00:00:00:00:09 } }
+        set ranges { type ether_addr; flags interval; elements = { MAC, 02:00:00:00:00:10-02:00:00:00:00:20 } }
+        map to { type ether_addr : ipv4_addr; elements = { MAC : OLD.2 } }
+        chain y { type filter hook input priority 0
+            ether saddr MAC accept
+            ether daddr != MAC accept
+            ether saddr { MAC, 02:00:00:00:00:08 } accept
+            ether saddr MAC ip saddr OLD.2 accept
+            ether daddr MAC ether saddr 02:00:00:00:00:04 ip daddr OLD.0/25 accept
+            ether saddr & ff:ff:ff:00:00:00 == 02:00:00:00:00:00 accept
+        }
+    }
+    table arp a { chain y { arp saddr ether MAC accept; arp daddr ether MAC arp saddr ip 9.9.9.9 accept; }; }
+    table bridge b { chain y { ether saddr MAC accept; }; }""",
     "maps": """table ip x {
         map ways { type ipv4_addr . inet_service : ipv4_addr . inet_service
             elements = { OLD.2 . 80 : OLD.3 . 8080 } }
@@ -39,6 +55,8 @@ RULESETS = {
             ip saddr OLD.0/24 accept
             ip daddr != OLD.16/28 accept
             ip saddr OLD.5-OLD.9 accept
+            ip saddr OLD.2 ip daddr OLD.3 accept
+            ip saddr 10.9.9.9 ip daddr OLD.3 ip protocol tcp accept
             ip saddr { OLD.3, OLD.4 } accept
             ip saddr . tcp dport { OLD.2 . 5, 2.3.4.5 . 6-9 } accept
             ip saddr 10.0.0.0/16 accept
@@ -64,12 +82,16 @@ RULESETS = {
 
 def text(ruleset: str, *, moved: bool) -> str:
     old, six, single = ("10.1.0", "fd00:0:0:2", "8") if moved else ("10.0.0", "fd00:0:0:1", "7")
-    return ruleset.replace("OLD", old).replace("SIX", six).replace("SINGLE", single)
+    mac = f"02:00:00:00:00:0{2 if moved else 1}"
+    return ruleset.replace("OLD", old).replace("SIX", six).replace("SINGLE", single).replace("MAC", mac)
 
 
 def moved(table: NftTable) -> tuple[NftTable, tuple[str, ...]]:
-    translator = Translator(parse_mapping(MAPPED))
-    objects, left = nft_addresses.translated(table.family, table.objects, translator.address, translator.network)
+    translator = Translator(parse_mapping(MAPPED, macs=["02:00:00:00:00:01=02:00:00:00:00:02"]))
+    moves = nft_addresses.Moves(
+        address=translator.address, network=translator.network, hardware=translator.hardware, macs=translator.macs
+    )
+    objects, left = nft_addresses.translated(table.family, table.objects, moves)
     return NftTable(family=table.family, name=table.name, text="", objects=objects), left
 
 
@@ -95,6 +117,8 @@ def test_moved_ruleset_is_that_of_the_other_addresses(which: str) -> None:
         ("ip saddr <= 10.0.0.9 accept", "a rule of the chain y"),
         ("ip saddr > 10.0.0.9 accept", "a rule of the chain y"),
         ("ip saddr & 255.0.255.0 == 10.0.0.0 accept", ""),
+        ("ether saddr 02:00:00:00:00:00-02:00:00:00:00:05 accept", "a rule of the chain y"),
+        ("ether saddr 02:00:00:00:00:02-02:00:00:00:00:05 accept", ""),
     ],
 )
 def test_what_cannot_be_moved_is_left_and_named(rule: str, where: str) -> None:

@@ -7,7 +7,7 @@ import ipaddress
 import pytest
 
 from ckpt.errors import UsageError
-from ckpt.mapping import AddressMap, LinkMap, Mapping, PortMap, parse_mapping
+from ckpt.mapping import AddressMap, LinkMap, MacMap, Mapping, PortMap, parse_mapping
 
 FILE = """
 [address]
@@ -18,6 +18,8 @@ br0 = "br1"
 [port]
 80 = 8080
 53 = "5353/udp"
+[mac]
+"02:00:00:00:00:01" = "02:00:00:00:00:0A"
 """
 
 
@@ -40,6 +42,7 @@ def test_parse_takes_words_and_files_together() -> None:
             PortMap(old=80, new=8080),
             PortMap(old=53, new=5353, protocol="udp"),
         ),
+        macs=(MacMap(old="02:00:00:00:00:01", new="02:00:00:00:00:0a"),),
     )
 
 
@@ -102,6 +105,11 @@ def test_two_can_be_exchanged() -> None:
         ("map-file", {"files": ['[route]\n"a"="b"']}),
         ("map-file", {"files": ["[address]\n10 = 5"]}),
         ("map-twice", {"files": [FILE], "links": ["br0=br2"]}),
+        ("map-mac", {"macs": ["eth0=02:00:00:00:00:01"]}),
+        ("map-mac", {"macs": ["02:00:00:00:00:01=03:00:00:00:00:01"]}),
+        ("map-mac", {"macs": ["02:00:00:00:00:01=00:00:00:00:00:00"]}),
+        ("map-twice", {"macs": ["02:00:00:00:00:01=02:00:00:00:00:02", "02:00:00:00:00:01=02:00:00:00:00:03"]}),
+        ("map-taken", {"macs": ["02:00:00:00:00:01=02:00:00:00:00:09", "02:00:00:00:00:02=02:00:00:00:00:09"]}),
     ],
 )
 def test_parse_refuses_what_cannot_be_meant(code: str, words: dict[str, list[str]]) -> None:

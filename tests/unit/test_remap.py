@@ -302,6 +302,64 @@ def test_links_outside_are_called_otherwise_and_those_inside_are_not() -> None:
     assert codes(result) == ["map-follows", "map-follows", "map-unused"]
 
 
+MAC, NEW = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
+
+
+def hardware(mac: str) -> Network:
+    """A network in which ``mac`` is named by everything that can name one."""
+    eth0 = replace(NETWORK.links[1], mac=mac)
+    vlan = Link(ifname="eth0.5", kind="vlan", mac=mac, counterpart=Counterpart(place=Place.INSIDE, ifname="eth0"))
+    macvlan = Link(ifname="m0", kind="macvlan", mac="02::1", options={"macaddr_data": f"02:00:00:00:00:01 {mac}"})
+    return with_(
+        links=(LOOPBACK, eth0, vlan, macvlan),
+        neighbours=(Neighbour(ifname="eth0", address="10.0.0.9", mac=mac),),
+        bridging=Bridging(forwarding=(ForwardingEntry(ifname="eth0", mac=mac, owner="self", state="permanent"),)),
+        filtering=Filtering(
+            legacy_tables=(LegacyTable(family=4, name="filter", text=f"-A x -m mac --mac-source {mac} -j DROP"),),
+            ip_sets=(IpSet(name="c", definition="hash:ip,mac", members=(f"10.0.0.9,{mac}",)),),
+        ),
+        nftables=(NftTable(family="inet", name="x", text=f"table inet x {{ chain y {{ ether saddr {mac}; }}; }}"),),
+    )
+
+
+def test_records_that_name_a_mac_follow() -> None:
+    mapping = parse_mapping(macs=[f"{MAC.upper()}={NEW}"])
+    result = remap(checkpoint(hardware(MAC)), mapping)
+    assert result.checkpoint.network == hardware(NEW)
+    assert "followed by links (3)" in named(result, "map-follows").reason
+    assert codes(result, Severity.WARN) == codes(result, Severity.BLOCK) == []
+
+
+def test_address_made_of_a_mapped_mac_stays_and_is_named() -> None:
+    addresses = (
+        Address(ifname="eth0", address="fe80::ff:fe00:a/64", scope="link"),
+        Address(ifname="eth0", address="fd00::ff:fe00:a/64"),
+        Address(ifname="eth0", address="fd00::7/64"),
+    )
+    mapping = parse_mapping(["fd00::ff:fe00:a=fd00::9"], macs=[f"{MAC}={NEW}"])
+    result = remap(checkpoint(replace(hardware(MAC), addresses=addresses)), mapping)
+    found = named(result, "map-left")
+    assert (found.subject, found.severity) == ("fe80::ff:fe00:a of eth0", Severity.WARN)
+    assert "fe80::ff:fe00:a=fe80::ff:fe00:b" in found.remedy
+
+
+def test_bytes_that_hold_a_mac_are_named() -> None:
+    filters = (Filter(kind="flower", priority=1, protocol=8, handle=1, ifname="eth0", options=b"..\2\0\0\0\0\x0a.."),)
+    before = checkpoint(replace(hardware(MAC), traffic=Traffic(filters=filters)))
+    result = remap(before, parse_mapping(macs=[f"{MAC}={NEW}"]))
+    assert named(result, "map-left").subject == "traffic control of eth0 (flower)"
+
+
+def test_two_links_that_would_have_one_mac_block() -> None:
+    network = replace(hardware(MAC), links=(*hardware(MAC).links, Link(ifname="e", kind="dummy", mac=NEW)))
+    result = remap(checkpoint(network), parse_mapping(macs=[f"{MAC}={NEW}"]))
+    assert codes(result, Severity.BLOCK) == ["map-mac-taken"]
+
+
+def test_mac_that_nothing_has_is_told() -> None:
+    assert codes(remap(checkpoint(), parse_mapping(macs=[f"{MAC}={NEW}"])), Severity.WARN) == ["map-unused"]
+
+
 def test_device_of_a_socket_in_the_hosts_network_follows_its_link() -> None:
     result = remap(checkpoint(None, tcp("0.0.0.0", 80, device="host0")), parse_mapping(links=["host0=host1"]))
     assert result.checkpoint.sockets[0].device == "host1"
