@@ -1,11 +1,12 @@
 """The lab: where the test session runs, and how it is seen that nothing of it stays behind.
 
 Tests run as root, so the session leaves the host's world before the first test: pytest moves into namespaces of its
-own, for the network (with nothing but ``lo``, up, as CRIU needs it), for mounts (with an empty ``/run``) and for PIDs.
-Whatever a test calls "the host" (the caller's own namespace of bridges and veth ends, ``/run/ckpt``, ``/run/netns``,
-all the processes of ``/proc``) is the lab. It is entered from within, not by a wrapping command, so that ``pytest
-tests/net`` is as safe as ``scripts/test``, and it vanishes with its first process, whatever way the session ends.
-Two sessions on one host see nothing of each other; only cgroups and the file system are the host's.
+own, for the network (with nothing but ``lo``, up, as CRIU needs it), for mounts (with an empty ``/run`` and an empty
+``/var/lib/ckpt``) and for PIDs. Whatever a test calls "the host" (the caller's own namespace of bridges and veth ends,
+``/run/ckpt``, ``/run/netns``, the notes that outlive a reboot, all the processes of ``/proc``) is the lab. It is
+entered from within, not by a wrapping command, so that ``pytest tests/net`` is as safe as ``scripts/test``, and it
+vanishes with its first process, whatever way the session ends. Two sessions on one host see nothing of each other; only
+cgroups and the rest of the file system are the host's.
 
 ``sysfs`` shows the namespace it was mounted in: never look for links in ``/sys/class/net`` here, ask netlink.
 """
@@ -19,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from ckpt.dump import IMAGES
 from ckpt.kernel import syscalls
 
 OUTSIDE: dict[str, Path] = {}
@@ -43,6 +45,9 @@ def enter() -> str | None:
     syscalls.mount("none", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
     syscalls.mount("tmpfs", "/run", kind="tmpfs", flags=syscalls.MS_NOSUID | syscalls.MS_NODEV, data="mode=755")
     Path("/run/lock").mkdir(mode=0o1777)
+    # What `ckpt clean` of one session finds there must not be another's.
+    IMAGES.mkdir(mode=0o700, parents=True, exist_ok=True)
+    syscalls.mount("tmpfs", str(IMAGES), kind="tmpfs", flags=syscalls.MS_NOSUID | syscalls.MS_NODEV, data="mode=700")
     HOST_PROC.mkdir()
     syscalls.mount("/proc", str(HOST_PROC), flags=syscalls.MS_BIND)
     syscalls.mount("proc", "/proc", kind="proc", flags=syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
@@ -121,6 +126,7 @@ def _tables() -> set[str]:
 
 def _entries() -> set[str]:
     names = {f"network namespace {path.name}" for path in Path("/run/netns").glob("*")}
+    names |= {f"file {path}" for path in IMAGES.rglob("*") if path.is_file()}
     return names | {f"registry entry {path}" for path in Path("/run/ckpt").rglob("*.json")}
 
 
