@@ -1,9 +1,10 @@
 """How a comparison is made: peers do the same work in turn, round after round, and their times become ratios.
 
 A time alone says much of the machine and little of the program, so the result is the ratio to the first peer (the
-reference) within each round, as the median of the rounds with the least and the greatest. The order of the peers turns
-from round to round, so that none always comes first. A peer measures itself: it gives seconds by name (``dump``,
-``frozen``, ``restore``), and sets up and clears away outside of what it counts.
+reference) within each round, as the median of the rounds with the least and the greatest, or, when there are many, with
+the quartiles. The order of the peers turns from round to round, so that none always comes first. A peer measures
+itself: it gives seconds by name (``dump``, ``frozen``, ``restore``), and sets up and clears away outside of what it
+counts.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 Seconds = Mapping[str, float]
+
+MANY = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +33,8 @@ class Peer:
 class Row:
     """One peer at one thing: seconds, and ratios to the reference in the same rounds (median, least, greatest).
 
-    Without ratios where the reference does no such thing.
+    Of ``MANY`` rounds or more, least and greatest are the quartiles. Without ratios where the reference does no such
+    thing.
     """
 
     work: str
@@ -47,14 +51,23 @@ class Row:
 
 
 def compare(
-    work: str, peers: Sequence[Peer], rounds: int, goals: Mapping[tuple[str, str], float] | None = None
+    work: str,
+    peers: Sequence[Peer],
+    rounds: int,
+    goals: Mapping[tuple[str, str], float] | None = None,
+    *,
+    told: bool = True,
 ) -> list[Row]:
-    """Let each of ``peers`` do ``work`` in every round; the first is the reference. ``goals`` by what and peer."""
+    """Let each of ``peers`` do ``work`` in every round; the first is the reference. ``goals`` by what and peer.
+
+    Rounds of a few milliseconds are not ``told`` one by one.
+    """
     times: dict[str, list[Seconds]] = {peer.name: [] for peer in peers}
     for number in range(rounds):
         turn = number % len(peers)
         for peer in (*peers[turn:], *peers[:turn]):
-            print(f"{work}: round {number + 1} of {rounds}, {peer.name}", file=sys.stderr)
+            if told:
+                print(f"{work}: round {number + 1} of {rounds}, {peer.name}", file=sys.stderr)
             times[peer.name].append(peer.measure())
     names = dict.fromkeys(name for peer in peers for name in times[peer.name][0])
     return [
@@ -76,13 +89,20 @@ def _row(
         peer=peer,
         rounds=len(seconds),
         median=statistics.median(seconds),
-        least=min(seconds),
-        greatest=max(seconds),
+        least=_spread(seconds)[0],
+        greatest=_spread(seconds)[1],
         ratio=statistics.median(ratios) if ratios else None,
-        ratio_least=min(ratios, default=None),
-        ratio_greatest=max(ratios, default=None),
+        ratio_least=_spread(ratios)[0] if ratios else None,
+        ratio_greatest=_spread(ratios)[1] if ratios else None,
         goal=goal,
     )
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float]:
+    if len(values) < MANY:
+        return min(values), max(values)
+    low, _, high = statistics.quantiles(values, n=4)
+    return low, high
 
 
 def show(rows: Sequence[Row]) -> None:

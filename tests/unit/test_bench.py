@@ -34,6 +34,13 @@ def test_compare_gives_ratios_within_each_round() -> None:
     assert (own.what, own.peer, own.ratio) == ("own", "ckpt", None)
 
 
+def test_compare_of_many_rounds_leaves_out_the_outer_quarters() -> None:
+    reference = peer("before", [{"bind": 1.0}] * 21)
+    other = peer("after", [{"bind": float(number)} for number in range(20)] + [{"bind": 1000.0}])
+    _, row = measure.compare("x", [reference, other], 21, told=False)
+    assert (row.ratio, row.ratio_least, row.ratio_greatest) == (10.0, 4.5, 15.5)
+
+
 def test_compare_lets_none_always_come_first() -> None:
     turns: list[str] = []
     measure.compare("x", [peer(name, [{"t": 1.0}] * 3, turns) for name in "abc"], 3)
