@@ -49,6 +49,7 @@ static long (*const load_relative)(const void *skb, __u32 offset, void *to, __u3
     (void *)BPF_FUNC_skb_load_bytes_relative;
 static long (*const sk_assign)(void *ctx, void *sk, __u64 flags) = (void *)BPF_FUNC_sk_assign;
 static long (*const sk_release)(void *sk) = (void *)BPF_FUNC_sk_release;
+static struct bpf_sock *(*const full_sock)(struct bpf_sock *sk) = (void *)BPF_FUNC_sk_fullsock;
 static struct bpf_sock *(*const lookup_tcp)(void *ctx, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns,
                                             __u64 flags) = (void *)BPF_FUNC_sk_lookup_tcp;
 static struct bpf_sock *(*const lookup_udp)(void *ctx, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns,
@@ -544,10 +545,12 @@ SEC("cgroup/sock_create") int sock_create(struct bpf_sock *ctx) {
     if (!c || netns_cookie(ctx) != c->netns)
         return refuse(EPERM);
     /* The others have ways of binding that no hook sees (SCTP, MPTCP's subflows, DCCP, L2TP). */
-    if (ctx->type == SOCK_STREAM && protocol == IPPROTO_TCP)
+    if ((ctx->type == SOCK_STREAM && protocol == IPPROTO_TCP) || (ctx->type == SOCK_DGRAM && protocol == IPPROTO_UDP)) {
+        /* Hardly any is never bound or connected, and there the kernel's two allocations for it would be felt most. */
+        storage_get(&sockets, ctx, 0, BPF_SK_STORAGE_GET_F_CREATE);
         return 1;
-    if (ctx->type == SOCK_DGRAM &&
-        (protocol == IPPROTO_UDP || protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6))
+    }
+    if (ctx->type == SOCK_DGRAM && (protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6))
         return 1;
     if (ctx->type == SOCK_RAW)
         return 1; /* what it sends and sees is confined by the last line */
@@ -927,10 +930,22 @@ INLINE int read_packet(const struct __sk_buff *skb, struct packet *p) {
     return 0;
 }
 
+/* Of a connection, whose addresses were seen to when it began. Sockets of other kinds can be connected, too. */
+INLINE int is_established(const struct __sk_buff *skb) {
+    struct bpf_sock *sk = skb->sk;
+    if (!sk || sk->state != BPF_TCP_ESTABLISHED)
+        return 0;
+    sk = full_sock(sk);
+    return sk && sk->type == SOCK_STREAM;
+}
+
 SEC("cgroup_skb/egress") int egress(struct __sk_buff *skb) {
-    struct config *c = the_config();
+    struct config *c;
     struct packet p = {};
     struct member *m;
+    if (is_established(skb))
+        return 1;
+    c = the_config();
     if (!c || !read_packet(skb, &p))
         return 0;
     m = member_of(&p.source);
@@ -943,9 +958,12 @@ SEC("cgroup_skb/egress") int egress(struct __sk_buff *skb) {
 }
 
 SEC("cgroup_skb/ingress") int ingress(struct __sk_buff *skb) {
-    struct config *c = the_config();
+    struct config *c;
     struct packet p = {};
     struct member *m;
+    if (is_established(skb))
+        return 1;
+    c = the_config();
     if (!c || !read_packet(skb, &p))
         return 0;
     m = member_of(&p.destination);
