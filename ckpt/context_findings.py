@@ -13,7 +13,7 @@ from ckpt.errors import CkptError, NotFoundError
 from ckpt.kernel import context as kernel
 from ckpt.kernel import context_probe
 from ckpt.model.checkpoint import Checkpoint, ContextRecord
-from ckpt.model.confined import as_on_host, members_with
+from ckpt.model.confined import claiming, members_with
 from ckpt.model.finding import Finding, Severity
 from ckpt.model.socket import Socket
 
@@ -42,8 +42,8 @@ def _booked(record: ContextRecord, sockets: tuple[Socket, ...]) -> Iterator[Find
     for name, _ in kernel.found() if taken else ():
         with contextlib.suppress(NotFoundError):
             names[kernel.read(name).number] = name
-    for one in as_on_host(record, sockets):
-        if one.is_inet and one.local is not None and one.local.port and one.remote is None:
+    for one in claiming(record, sockets):
+        if one.local is not None:
             number = taken.get((one.local.address.removeprefix("::ffff:"), one.local.port, one.protocol))
             if number is not None:
                 yield _block(

@@ -25,7 +25,7 @@ from ckpt.kernel import context as kernel
 from ckpt.kernel.group_lock import GroupLock
 from ckpt.kernel.lock import NetworkLock
 from ckpt.model.checkpoint import Booking, Checkpoint, ContextRecord, PlacedAddress
-from ckpt.model.confined import as_on_host
+from ckpt.model.confined import claiming
 from ckpt.model.context import Context
 from ckpt.model.finding import refuse_blocked
 from ckpt.model.network import Address, Link, Network
@@ -181,16 +181,13 @@ def _key(one: Booking) -> tuple[str, int, int]:
 
 
 def _waiting(record: ContextRecord, sockets: tuple[Socket, ...]) -> set[tuple[str, int, int]]:
-    """What sockets without a peer are bound to, as the books have it."""
-    found = set()
+    """What sockets are bound to, as the books have it."""
     plain = replace(record, loopback4="127.0.0.1", loopback6="::1")
-    for one in sockets:
-        if one.is_inet and one.local is not None and one.local.port and one.remote is None:
-            for there in as_on_host(plain, [one]):
-                if there.local is not None:
-                    address = there.local.address.removeprefix("::ffff:")
-                    found.add((address, one.local.port, one.protocol))
-    return found
+    return {
+        (one.local.address.removeprefix("::ffff:"), one.local.port, one.protocol)
+        for one in claiming(plain, sockets)
+        if one.local is not None
+    }
 
 
 def announce(home: ConfinedHome) -> None:

@@ -21,6 +21,7 @@ from ckpt.errors import RefusedError
 from ckpt.kernel.criu_images import Renaming
 from ckpt.mapping import NO_MAPPING, Mapping
 from ckpt.model.checkpoint import Checkpoint
+from ckpt.model.confined import as_bound
 from ckpt.model.finding import Finding, Severity
 from ckpt.model.network import Network
 from ckpt.model.process import Isolation
@@ -63,8 +64,9 @@ class Remapped:
         translator = Translator(self.mapping)
         # The group's own links keep their names.
         in_hosts = self.checkpoint.group.isolation is not Isolation.NETNS
+        record = self.checkpoint.context
         return Renaming(
-            sockets={one.inode: one for one in self.checkpoint.sockets},
+            sockets={one.inode: one if record is None else as_bound(record, one) for one in self.checkpoint.sockets},
             closed=self.closed,
             elsewhere=translator.endpoint,
             link=self.mapping.link if in_hosts else str,

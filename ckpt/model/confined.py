@@ -13,14 +13,43 @@ from dataclasses import replace
 
 from ckpt.model.checkpoint import ContextRecord
 from ckpt.model.context import Member
-from ckpt.model.socket import IPPROTO_TCP, Endpoint, Socket
+from ckpt.model.socket import IPPROTO_TCP, IPPROTO_UDP, Endpoint, Socket
 
 _MAPPED_ANY = ipaddress.IPv6Address("::ffff:0.0.0.0")
+_WILD4 = 1
+"""Of a booking: on every IPv4 address, and no other."""
 
 
 def as_on_host(record: ContextRecord, sockets: Iterable[Socket]) -> tuple[Socket, ...]:
     """``sockets`` with one for each address that one on `*` answers on; those that are not of IP come as they are."""
     return tuple(found for one in sockets for found in _on_host(record, one))
+
+
+def as_bound(record: ContextRecord, one: Socket) -> Socket:
+    """A socket as it was bound: connected, one of UDP is called by an address where the books may have `*`."""
+    if one.protocol != IPPROTO_UDP or one.remote is None or one.local is None:
+        return one
+    address = str(_plain(one.local.address))
+    wild = {
+        booking.wild
+        for booking in record.bookings
+        if (booking.protocol, booking.port, booking.address) == (IPPROTO_UDP, one.local.port, address)
+        and booking.primary == address
+    }
+    if not wild or wild == {0}:
+        return one
+    names = {"inet": "0.0.0.0", "inet6": "::ffff:0.0.0.0" if wild == {_WILD4} else "::"}
+    return replace(one, local=replace(one.local, address=names[one.family]))
+
+
+def claiming(record: ContextRecord, sockets: Iterable[Socket]) -> tuple[Socket, ...]:
+    """``sockets`` that have ports in the books, as they are on the host; connections of TCP are told apart without."""
+    waiting = (one for one in sockets if one.is_inet and (one.remote is None or one.protocol == IPPROTO_UDP))
+    return tuple(
+        one
+        for one in as_on_host(record, (as_bound(record, one) for one in waiting))
+        if one.local is not None and one.local.port
+    )
 
 
 def outwards(record: ContextRecord, address: str) -> str:

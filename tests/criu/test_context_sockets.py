@@ -50,6 +50,9 @@ def fill(one: Agent, first: Addresses, second: Addresses) -> list[str]:
         "udpown": (V4, UDP, "bind(('127.0.0.1', 87))"),
         "sender": (V4, UDP, "connect(('127.0.0.1', 87))"),
         "away": (V4, UDP, "connect(('10.77.0.2', 9))"),
+        "anyaway4": (V4, UDP, "bind(('', 91))", "connect(('10.77.0.2', 9))"),
+        "anyaway6": (V6, UDP, ONLY6, "bind(('::', 92))", "connect(('fd77::2', 9))"),
+        "anyawaydual": (V6, UDP, BOTH, "bind(('::', 93))", "connect(('::ffff:10.77.0.2', 9))"),
         "client4": (V4, TCP, "connect(('127.0.0.1', 87))"),
         "client6": (V6, TCP, "connect(('::1', 87))"),
         "unbound": (V4, TCP),
@@ -146,6 +149,9 @@ def test_books_are_rebuilt_and_later_binds_are_refused(
             (V4, TCP, 86),
             (V4, UDP, 81),
             (V6, UDP, 83),
+            (V4, UDP, 91),
+            (V6, UDP, 92),
+            (V6, UDP, 93),
         ]
         found = []
         for family, kind, port in taken:
@@ -154,11 +160,11 @@ def test_books_are_rebuilt_and_later_binds_are_refused(
             other.do("probe.close()")
         return found
 
-    assert refused() == ["EADDRINUSE"] * 7
+    assert refused() == ["EADDRINUSE"] * 10
     one.group.round_trip()
     # A port that the kernel had chosen for a connected UDP socket is booked as well now: CRIU has bound it.
     assert set(before) <= set(books(one))
-    assert refused() == ["EADDRINUSE"] * 7
+    assert refused() == ["EADDRINUSE"] * 10
     one.do("any4.close()")
     other.make("probe", V4, TCP, "bind(('', 81))")
 

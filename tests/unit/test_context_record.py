@@ -11,7 +11,7 @@ from ckpt.image import schema
 from ckpt.image.defect import Place
 from ckpt.mapping import parse_mapping
 from ckpt.model.checkpoint import Booking, ContextRecord, PlacedAddress
-from ckpt.model.confined import as_on_host, inwards, outwards
+from ckpt.model.confined import as_bound, as_on_host, claiming, inwards, outwards
 from ckpt.model.context import parse_set
 from ckpt.model.host import LinkFacts
 from ckpt.model.network import Address
@@ -45,6 +45,30 @@ def listener(address: str, port: int = 80, *, udp: bool = False, v6only: bool = 
         local=Endpoint(address=address, port=port),
         options=SocketOptions(v6only=v6only),
     )
+
+
+@pytest.mark.parametrize(
+    ("address", "wild", "expected"),
+    [
+        ("10.0.0.5", 1, "0.0.0.0"),
+        ("::ffff:10.0.0.5", 1, "::ffff:0.0.0.0"),
+        ("::ffff:10.0.0.5", 3, "::"),
+        ("fd00::5", 2, "::"),
+        ("10.0.0.5", 0, "10.0.0.5"),
+        ("10.0.0.6", 1, "10.0.0.6"),  # bound there, where another socket on `*` has no entry as its first
+    ],
+)
+def test_connected_datagram_socket_is_bound_to_what_the_books_say(address: str, wild: int, expected: str) -> None:
+    first = "fd00::5" if address.startswith("fd") else "10.0.0.5"
+    booking = Booking(address=first, port=53, protocol=IPPROTO_UDP, primary=first, wild=wild)
+    record = replace(RECORD, bookings=(*RECORD.bookings, booking))
+    one = replace(listener(address, 53, udp=True), remote=Endpoint(address="10.0.0.9", port=9))
+    assert as_bound(record, one) == replace(one, local=Endpoint(address=expected, port=53))
+    alone = replace(one, remote=None)
+    assert as_bound(record, alone) == alone
+    stream = replace(one, protocol=IPPROTO_TCP)
+    assert (as_bound(record, stream), claiming(record, [stream])) == (stream, ())
+    assert claiming(record, [one]) == as_on_host(record, [as_bound(record, one)])
 
 
 @pytest.mark.parametrize(
