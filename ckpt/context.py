@@ -99,7 +99,7 @@ def change(name: str, *, add: Sequence[str] = (), remove: Sequence[str] = (), fo
             context_books.enter(before, members)
             for one in used:
                 context_sockets.destroy(one)
-            after = kernel.change(before, members)
+            after = kernel.change(before, members, registry.state_dir())
             context_books.strike(before, [one.address for one in lost])
         entry = registry.find(name)
         if entry is not None and entry.context == name:

@@ -23,7 +23,7 @@ _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY, _PROG_LOAD, _
 _PROG_ATTACH, _PROG_DETACH = 8, 9
 _PROG_GET_FD_BY_ID, _MAP_GET_FD_BY_ID, _OBJ_GET_INFO = 13, 14, 15
 _PROG_QUERY, _BTF_LOAD = 16, 18
-_LINK_CREATE = 28
+_LINK_CREATE, _LINK_DETACH = 28, 34
 
 MAP_TYPE_SK_STORAGE = 24
 ALLOW_MULTI = 2
@@ -219,6 +219,11 @@ def prog_query(target: int, attach_type: int) -> tuple[int, ...]:
 def link_create(program: int, target: int, attach_type: int) -> int:
     """A descriptor of a new link between ``program`` and ``target``, which lasts as long as the descriptor or a pin."""
     return _call(_LINK_CREATE, struct.pack("=IIIIIIQ", program, target, attach_type, 0, 0, 0, 0), "link")
+
+
+def link_detach(link: int) -> None:
+    """End a link at once, whoever holds it. When the last who does lets go, it ends too, but somewhat later."""
+    _call(_LINK_DETACH, struct.pack("=I", link), "link")
 
 
 def prog_by_id(number: int) -> int:

@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +73,9 @@ def found() -> Iterator[tuple[str, Path]]:
 def create(name: str, members: Iterable[Member], directory: Path, undo: ExitStack) -> Context:
     """Make the context; undone by ``undo``. ``directory`` is ckpt's own, for what has to be mounted."""
     undo.callback(release_floor, directory)
+    members = with_prefixes(members)
     with _explained(), context_floor.ensured(directory / "bpf") as floor:
+        context_floor.cover(floor, directory / "bpf", everywhere=_is_wide(members))
         cgroup = cgroup_of(name, directory / "cgroup")
         number = _free_number(floor)
         context = Context(
@@ -81,7 +83,7 @@ def create(name: str, members: Iterable[Member], directory: Path, undo: ExitStac
             cgroup=str(cgroup),
             number=number,
             netns=netns_cookie(),
-            members=with_prefixes(members),
+            members=members,
             loopback4=str(ipaddress.IPv4Address(_FIRST_LOOPBACK4 + (number << 8))),
             loopback6=str(ipaddress.IPv6Address(_LOOPBACK6 + number)),
         )
@@ -159,9 +161,10 @@ def missing_programs(context: Context) -> tuple[str, ...]:
     return tuple(missing)
 
 
-def change(context: Context, members: Iterable[Member]) -> Context:
+def change(context: Context, members: Iterable[Member], directory: Path) -> Context:
     """Give the context another set; what is not in use of the old one is the caller's to see to."""
     changed = replace(context, members=with_prefixes(members))
+    _cover(directory, changed.members)
     with _maps(Path(context.cgroup)) as maps:
         _fill(changed, maps)
     return changed
@@ -205,6 +208,7 @@ def remove(name: str, path: Path, directory: Path) -> None:
 def release_floor(directory: Path) -> bool:
     """Take the floor away when no context of the caller's namespace stands on it; whether it went."""
     if any(True for _ in found()):
+        _cover(directory)
         return False
     _forget_loopbacks()
     return context_floor.remove(directory / "bpf")
@@ -216,11 +220,24 @@ def has_floor() -> bool:
 
 
 def cover(directory: Path) -> tuple[str, ...]:
-    """Let datagrams from every link be brought to where they belong; the links where that cannot be had."""
+    """Let datagrams be brought from the links that are there now; those where that cannot be had."""
+    return _cover(directory)
+
+
+def _cover(directory: Path, coming: Collection[Member] = ()) -> tuple[str, ...]:
     with context_floor.opened() as floor:
-        if floor is not None:
-            context_floor.cover(floor, directory / "bpf")
-    return context_floor.uncovered()
+        if floor is None:
+            return ()
+        return context_floor.cover(floor, directory / "bpf", everywhere=_is_wide(coming))
+
+
+def _is_wide(coming: Collection[Member]) -> bool:
+    """Whether `*` is more than one address of the host's for a context, or for one that gets the set ``coming``."""
+    sizes = [len(coming)]
+    for name, _ in found():
+        with contextlib.suppress(CkptError):  # half made, or going
+            sizes.append(len(read(name).members))
+    return max(sizes) > 1
 
 
 def with_prefixes(members: Iterable[Member]) -> tuple[Member, ...]:

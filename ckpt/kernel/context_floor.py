@@ -1,9 +1,13 @@
 """What all contexts of a network namespace stand on: the books, the listeners, and the programs that bring packets.
 
-The floor is one program at the namespace's socket lookup, for TCP, and one at the ingress of each of its links, for
-UDP, which no lookup can be told about. The first is held by a link that is pinned in a BPF file system of ckpt's own;
-the others stay with their links. Nothing else is written down: whoever wants the books asks the namespace for the
-program and the program for its maps.
+The floor is one program at the namespace's socket lookup, for TCP, and one at the ingress of its links, for UDP, which
+no lookup can be told about. The first is held by a link that is pinned in a BPF file system of ckpt's own; the others
+stay with their links. Nothing else is written down: whoever wants the books asks the namespace for the program and the
+program for its maps.
+
+At the ingress every packet of the host pays, whoever it is for. So the program is only where it has something to do: at
+lo, and at the other links while a set has more than one address, but not at ports of a bridge and the like, whose
+packets come in once more at that.
 
 The caller holds the registry's lock, and is in the namespace.
 """
@@ -12,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +24,15 @@ from pathlib import Path
 from ckpt.errors import UnsupportedError
 from ckpt.kernel import bpf_calls, bpf_object, cgroup2, context_steer, netns, outside, syscalls
 from ckpt.kernel.bpf_object import KINDS
+from ckpt.kernel.outside import OutsideLink
 
 _LOOKUP, _STEER = "floor/lookup", "floor/steer"
 _LOOKUP_NAME = "ckpt_lookup"
 MAPS = ("books", "listeners")
+
+_LO = 1
+_HAS_THE_PACKETS_OF_ITS_PORTS = {"bridge", "bond", "team", "openvswitch"}
+"""Kinds of links. A VRF is none: what comes in at its ports is for sockets right there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,20 +54,18 @@ def opened() -> Iterator[Floor | None]:
 
 @contextlib.contextmanager
 def ensured(directory: Path) -> Iterator[Floor]:
-    """The floor of the caller's namespace, made when it has none, under every link that it has now.
+    """The floor of the caller's namespace, made when it has none; whoever wants it sees to the links, too (``cover``).
 
     ``directory`` is where ckpt's BPF file system is mounted.
     """
     with opened() as found:
         if found is not None:
-            cover(found, directory)
             yield found
             return
     _make(directory)
     with opened() as found:
         if found is None:
             raise UnsupportedError("the socket lookup of contexts is not there", code="bpf-floor", hint="try again")
-        cover(found, directory)
         yield found
 
 
@@ -81,22 +88,29 @@ def _make(directory: Path) -> None:
         bpf_calls.pin(link, str(pin))
 
 
-def cover(floor: Floor, directory: Path) -> None:
-    """See to it that datagrams from every link are brought."""
-    links = tuple(link for link in outside.links() if not context_steer.is_attached(link.ifindex))
-    if not links:
-        return
+def cover(floor: Floor, directory: Path, *, everywhere: bool) -> tuple[str, ...]:
+    """See to it that datagrams are brought from lo, or from all links; the links where that cannot be had."""
+    links = tuple(outside.links())
+    wanted = _wanted(links, everywhere=everywhere)
+    bare = [link for link in wanted if not context_steer.is_attached(link.ifindex)]
+    for link in set(links) - set(wanted):
+        context_steer.detach(link.ifindex, directory.parent)
+    if not bare:
+        return ()
     program = bpf_object.built().load(_STEER, {"books": floor.books, "listeners": floor.listeners})
     try:
-        for link in links:
-            context_steer.attach(link.ifindex, program, directory.parent)
+        return tuple(link.ifname for link in bare if not context_steer.attach(link.ifindex, program, directory.parent))
     finally:
         os.close(program)
 
 
-def uncovered() -> tuple[str, ...]:
-    """The links from which datagrams for wildcard sockets come through on their first address alone."""
-    return tuple(link.ifname for link in outside.links() if not context_steer.is_attached(link.ifindex))
+def _wanted(links: Collection[OutsideLink], *, everywhere: bool) -> tuple[OutsideLink, ...]:
+    masters = {link.ifindex: link.kind for link in links}
+    return tuple(
+        link
+        for link in links
+        if link.ifindex == _LO or (everywhere and masters.get(link.master) not in _HAS_THE_PACKETS_OF_ITS_PORTS)
+    )
 
 
 def remove(directory: Path) -> bool:
@@ -107,7 +121,7 @@ def remove(directory: Path) -> bool:
     space = netns.open_own()
     try:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            (directory / _pin_name(space)).unlink()
+            _unpin(directory / _pin_name(space))
             removed = True
     finally:
         os.close(space)
@@ -115,6 +129,16 @@ def remove(directory: Path) -> bool:
         syscalls.umount2(str(directory))
         directory.rmdir()
     return removed
+
+
+def _unpin(pin: Path) -> None:
+    """End the link, and now: the next context would else stand on what is about to go (bpf_link_put defers it)."""
+    link = bpf_calls.unpinned(str(pin))
+    try:
+        bpf_calls.link_detach(link)
+    finally:
+        os.close(link)
+    pin.unlink()
 
 
 def is_there() -> bool:

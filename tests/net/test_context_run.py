@@ -18,7 +18,7 @@ import pytest
 
 from ckpt import clean, context, registry, run
 from ckpt.errors import CkptError, ExistsError, NotFoundError, RefusedError, UsageError
-from ckpt.kernel import bpf_calls, cgroup2, context_bounds, context_floor, enter, outside
+from ckpt.kernel import bpf_calls, cgroup2, context_bounds, context_floor, context_steer, enter, netns, outside
 from ckpt.kernel import context as kernel
 from ckpt.kernel.bpf_object import KINDS
 from ckpt.kernel.proc import tree_pids
@@ -287,6 +287,30 @@ def test_link_that_comes_later_is_seen_to_when_contexts_are_listed(place: Lab) -
     peer.do(f"c = socket.socket(type=socket.SOCK_DGRAM); c.bind(('10.66.0.2', 0)); c.sendto(b'word', ({SECOND!r}, 7))")
     assert peer.do("c.recvfrom(9)[0]") == "word"
     spaces.shell("ip link delete late0")
+
+
+def steered(place: Lab) -> set[str]:
+    """The links at whose ingress there is a program."""
+    with netns.entered(place.host):
+        return {link.ifname for link in outside.links() if context_steer.is_attached(link.ifindex)}
+
+
+def test_links_have_the_program_only_while_a_set_has_several_addresses(place: Lab) -> None:
+    """And never at the ports of a bridge: what comes in there comes in at the bridge as well."""
+    spaces.shell(
+        "ip link add br0 type bridge; ip link add port0 type veth peer name port1; ip link set port0 master br0"
+    )
+    entry = run.start_group(spec("sleep", "1000", addresses=(FIRST,)))
+    assert steered(place) == {"lo"}
+    context.change(entry.name, add=[SECOND])
+    assert steered(place) == {"lo", "eth0", "br0", "port1"}
+    other = run.start_group(spec("sleep", "1000", addresses=(OTHER,)))
+    assert steered(place) == {"lo", "eth0", "br0", "port1"}
+    stop_group(entry.name, timeout=0)
+    assert steered(place) == {"lo"}
+    stop_group(other.name, timeout=0)
+    assert steered(place) == set()
+    spaces.shell("ip link delete br0; ip link delete port0")
 
 
 # -- ports -------------------------------------------------------------------------------------------------------------
