@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 ETH_P_ALL = 3
 SOL_PACKET = 263
@@ -30,7 +30,10 @@ _ICMPV6_REDIRECT = 137
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One packet. ``flags`` are TCP's. ``error`` is the type of an ICMP error; the addresses are then those within."""
+    """One packet. ``flags`` are TCP's. ``error`` is the type of an ICMP error; the addresses are then those within.
+
+    ``leaves`` says that it was seen on its way out of the link, as what a bridge floods is.
+    """
 
     ifname: str
     source: str
@@ -38,6 +41,7 @@ class Packet:
     ports: tuple[int, int] = (0, 0)
     flags: int = 0
     error: int | None = None
+    leaves: bool = False
 
     @property
     def betrays(self) -> bool:
@@ -78,7 +82,7 @@ def capturing() -> Iterator[Capture]:
                     frame, link = tap.recvfrom(1 << 16, socket.MSG_DONTWAIT)
                     packet = decode(frame, link[0])
                     if packet is not None and packet.ifname != "lo":
-                        capture.packets.append(packet)
+                        capture.packets.append(replace(packet, leaves=link[2] == socket.PACKET_OUTGOING))
 
         reader = threading.Thread(target=read, name="capture")
         reader.start()

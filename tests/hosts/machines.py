@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BRIDGE = "br0"
 """What every host's groups are attached to."""
 
-GATEWAY = "10.88.0.254"
+GATEWAY, GATEWAY6 = "10.88.0.254", "fd88::fe"
 PATIENCE = 60.0
 
 _SSHD = """\
@@ -96,6 +96,11 @@ class Machine:
     def mac(self) -> str:
         """Its bridge's: a bridge without one of its own changes it with its ports, and its peers lose it meanwhile."""
         return f"02:88:00:00:00:{int(self.address.rpartition('.')[2]):02x}"
+
+    @property
+    def address6(self) -> str:
+        """Its other address."""
+        return f"fd88::{self.address.rpartition('.')[2]}"
 
     @property
     def disk(self) -> Path:
@@ -174,6 +179,8 @@ class Machine:
         self.plug()
         self.run("ip", "address", "add", f"{self.address}/24", "dev", BRIDGE)
         self.run("ip", "route", "add", "default", "via", GATEWAY)
+        self.run("ip", "address", "add", f"{self.address6}/64", "dev", BRIDGE, "nodad")
+        self.run("ip", "route", "add", "default", "via", GATEWAY6)
         self.run("/usr/sbin/sshd", "-f", str(self.place / "sshd_config"), "-E", str(self.place / "sshd.log"))
         self._wait(lambda: self.run("ssh", self.address, "true").status == 0, "its sshd answers")
 
@@ -298,15 +305,18 @@ def _behind_a_router(switch: str, mark: str, stack: ExitStack) -> tuple[int, int
         _must("ip", "link", "add", "inside", "type", "veth", "peer", "eth0")
         _must("ip", "link", "set", "eth0", "netns", f"/proc/{os.getpid()}/fd/{client}")
         _must("ip", "link", "set", f"rx{mark}", "name", "outside")
-        for link, address in (("outside", f"{GATEWAY}/24"), ("inside", "10.99.0.1/24")):
-            _must("ip", "address", "add", address, "dev", link)
+        for link, four, six in (("outside", GATEWAY, GATEWAY6), ("inside", "10.99.0.1", "fd99::1")):
+            _must("ip", "address", "add", f"{four}/24", "dev", link)
+            _must("ip", "address", "add", f"{six}/64", "dev", link, "nodad")
             _must("ip", "link", "set", link, "up")
-        _must("sysctl", "-qw", "net.ipv4.ip_forward=1")
-        _must("nft", "add table ip t; add chain ip t f { type filter hook forward priority 0; }")
-        _must("nft", "add rule ip t f ct state invalid drop")
+        _must("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        _must("nft", "add table inet t; add chain inet t f { type filter hook forward priority 0; }")
+        _must("nft", "add rule inet t f ct state invalid drop")
     with netns.entered(client):
         _must("ip", "link", "set", "lo", "up")
         _must("ip", "address", "add", "10.99.0.2/24", "dev", "eth0")
+        _must("ip", "address", "add", "fd99::2/64", "dev", "eth0", "nodad")
         _must("ip", "link", "set", "eth0", "up")
-        _must("ip", "route", "add", "default", "via", "10.99.0.1")
+        for gateway in ("10.99.0.1", "fd99::1"):
+            _must("ip", "route", "add", "default", "via", gateway)
     return client, router

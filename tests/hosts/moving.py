@@ -22,7 +22,7 @@ from tests.criu.fault_lab import patient
 from tests.criu.groups import PROGRAMS
 from tests.criu.stream import Stream
 from tests.hosts.fault_steps import SOURCE, Fault
-from tests.hosts.machines import BRIDGE, GATEWAY, PATIENCE, Machine, Outcome, World
+from tests.hosts.machines import BRIDGE, GATEWAY, GATEWAY6, PATIENCE, Machine, Outcome, World
 
 PORT = 7000
 
@@ -34,9 +34,10 @@ LIMIT = "20"
 
 def run_server(host: Machine, name: str, address: str, *, isolation: str = "netns") -> None:
     """Run the stream server as a group of ``host``."""
-    program = [sys.executable, "-I", "-S", str(PROGRAMS / "stream_server.py"), "--family", "v4"]
-    network = ["--isolation", isolation, "--link", BRIDGE, "--address", f"{address}/24"]
-    network += ["--gateway", GATEWAY] if isolation == "netns" else []
+    six = ":" in address
+    program = [sys.executable, "-I", "-S", str(PROGRAMS / "stream_server.py"), "--family", "v6" if six else "v4"]
+    network = ["--isolation", isolation, "--link", BRIDGE, "--address", f"{address}/{64 if six else 24}"]
+    network += ["--gateway", GATEWAY6 if six else GATEWAY] if isolation == "netns" else []
     host.must("run", "--name", name, *network, "--clear-env", "--", *program)
 
 
@@ -45,7 +46,7 @@ def connect(world: World, address: str, port: int = PORT) -> socket.socket:
     deadline = time.monotonic() + PATIENCE
     while True:
         with netns.entered(world.client):
-            connection = socket.socket()
+            connection = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
         connection.settimeout(PATIENCE)
         try:
             connection.connect((address, port))

@@ -14,7 +14,7 @@ def owners(capture: Capture, moving: Moving) -> list[str]:
     """The ports from which packets of the group's address came, each once as often as it changed."""
     found: list[str] = []
     for packet in capture.packets:
-        host = packet.ifname in (moving.source.port, moving.target.port)
+        host = packet.ifname in (moving.source.port, moving.target.port) and not packet.leaves
         if host and packet.source == moving.address and found[-1:] != [packet.ifname]:
             found.append(packet.ifname)
     return found

@@ -1,4 +1,4 @@
-"""A group in an IP-set context moves between hosts: its address leaves the one and comes to the other, unnoticed."""
+"""Groups in IP-set contexts, and of IPv6 alone, move between hosts: the address leaves one and comes to the other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tests.criu.fault_lab import patient
 from tests.criu.groups import PROGRAMS
 from tests.criu.stream import Stream
 from tests.hosts.machines import BRIDGE, GATEWAY, Machine, World
-from tests.hosts.moving import LIMIT, connect
+from tests.hosts.moving import LIMIT, Moving, connect
+from tests.hosts.test_migrate import owners
 
 ADDRESS = "10.88.0.30"
 
@@ -33,6 +34,24 @@ def name(world: World) -> Iterator[str]:
         host.ckpt("stop", "--timeout", "0", found)
         host.ckpt("clean")
         host.run("ip", "route", "delete", "default")
+
+
+@pytest.mark.parametrize("isolation", ["netns", "ipset"])
+def test_migrate_group_of_ipv6_alone_there_and_back_loses_nothing(world: World, isolation: str) -> None:
+    moving = Moving.made(world, isolation, "fd88::30")
+    try:
+        with capturing() as capture:
+            for _ in range(2):
+                done = moving.move("--downtime-limit", LIMIT)
+                assert done.status == 0, done.err
+                assert moving.copies() == [moving.target]
+                moving.stream.progress()
+                moving.moved()
+                assert moving.left_behind() == []
+        assert capture.betrayals(moving.address) == []
+        assert owners(capture, moving) == [world.a.port, world.b.port, world.a.port]
+    finally:
+        moving.end()
 
 
 def has_address(host: Machine) -> bool:
