@@ -170,6 +170,7 @@ def _restore(
         program,
         name,
         pages=asked.pages,
+        made=source.header.created,
         held_by=macs_of(checkpoint) if arrival.moves else frozenset(),
         probe=asked.dry_run or not arrival.moves,
         try_kernel=asked.dry_run,
@@ -192,6 +193,7 @@ def examine(
     *,
     tcp_close: bool = False,
     pages: int | None = None,
+    made: float | None = None,
     held_by: Collection[str] = (),
     probe: bool = True,
     try_kernel: bool = True,
@@ -225,6 +227,7 @@ def examine(
         name=name,
         tcp_close=tcp_close,
         pages=pages,
+        made=made,
         held_by=held_by,
         replace_files=replace_files,
     )

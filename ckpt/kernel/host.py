@@ -14,6 +14,7 @@ import shutil
 import socket
 import stat
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -121,6 +122,7 @@ def read_target(
         checkpoint_restore=probe.has_checkpoint_restore(),
         ephemeral_ports=tuple(map(int, read_text("/proc/sys/net/ipv4/ip_local_port_range").split())),
         disk_free=hostpaths.disk_free(scratch),
+        clock=time.time(),
     )
 
 

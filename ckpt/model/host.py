@@ -186,7 +186,7 @@ class TargetFacts:
     Sizes are bytes; ``pid_max`` is the first number that no PID can be, 0 unknown. ``answers`` may name several that
     have one address. ``paths`` are those of the needs that there is a route for; ``gateways`` are those that answered.
     ``capabilities_missing`` are the effective ones, ``ephemeral_ports`` the first and last that the kernel gives out.
-    ``disk_free`` is what an image may be unpacked into, -1 unknown.
+    ``disk_free`` is what an image may be unpacked into, -1 unknown; ``clock`` the seconds since 1970 there, 0 unknown.
     """
 
     host: HostFacts
@@ -213,6 +213,7 @@ class TargetFacts:
     checkpoint_restore: bool = True
     ephemeral_ports: tuple[int, ...] = ()
     disk_free: int = -1
+    clock: float = 0.0
 
     def link(self, ifname: str) -> LinkFacts | None:
         """The link of that name."""

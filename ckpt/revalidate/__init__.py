@@ -20,7 +20,7 @@ from ckpt.revalidate.carried import check_carried, placements
 from ckpt.revalidate.files import check_files
 from ckpt.revalidate.host import check_host
 from ckpt.revalidate.needs import needs_of
-from ckpt.revalidate.network import check_network
+from ckpt.revalidate.network import check_clock, check_network
 from ckpt.revalidate.sockets import check_sockets
 from ckpt.revalidate.verdict import block
 
@@ -34,18 +34,19 @@ def revalidate(
     name: str | None = None,
     tcp_close: bool = False,
     pages: int | None = None,
+    made: float | None = None,
     held_by: Collection[str] = (),
     replace_files: bool = False,
 ) -> tuple[Finding, ...]:
     """Whether ``checkpoint`` can be restored on ``target``, from which its needs were looked up.
 
     ``name`` is what the group shall be called there, by default as in the image. With ``tcp_close`` no established
-    connection is restored. ``pages`` are the bytes of memory that the image holds, where that is known. ``held_by`` are
-    the MACs of the links of the source's group, which has its addresses until it gives them up. With ``replace_files``
-    other files make way for the image's.
+    connection is restored. ``pages`` are the bytes of memory that the image holds, where that is known; ``made`` is
+    when it was made, in seconds since 1970. ``held_by`` are the MACs of the links of the source's group, which has its
+    addresses until it gives them up. With ``replace_files`` other files make way for the image's.
     """
     return malformed(checkpoint) or tuple(
-        _findings(checkpoint, target, name or checkpoint.group.name, tcp_close, pages, held_by, replace_files)
+        _findings(checkpoint, target, name or checkpoint.group.name, tcp_close, pages, made, held_by, replace_files)
     )
 
 
@@ -87,6 +88,7 @@ def _findings(
     name: str,
     tcp_close: bool,
     pages: int | None,
+    made: float | None,
     held_by: Collection[str],
     replace_files: bool,
 ) -> Iterator[Finding]:
@@ -96,4 +98,5 @@ def _findings(
     yield from check_files(needs, target, placed)
     yield from check_carried(checkpoint, target, placed)
     yield from check_network(checkpoint, target, held_by)
+    yield from check_clock(checkpoint, target, made)
     yield from check_sockets(checkpoint, target, tcp_close=tcp_close)

@@ -40,6 +40,33 @@ def check_network(checkpoint: Checkpoint, target: TargetFacts, held_by: Collecti
     yield from _silent_gateways(needs, target)
 
 
+def check_clock(checkpoint: Checkpoint, target: TargetFacts, made: float | None) -> Iterator[Finding]:
+    """Whether WireGuard's peers would hear the group.
+
+    A peer keeps the time of the last handshake that a key has begun, and takes none that is older (the TAI64N
+    timestamp; wg_noise_handshake_consume_initiation, drivers/net/wireguard/noise.c). That time is the source's.
+    """
+    behind = 0.0 if made is None or not target.clock else made - target.clock
+    if behind <= _CLOCK_SECONDS:
+        return
+    for network in checkpoint.networks.values():
+        for device in network.wireguard:
+            if device.peers:
+                yield warn(
+                    "wireguard-clock",
+                    device.ifname,
+                    f"the clock here is {behind:.0f} s behind that of the source, and peers take no handshake that is"
+                    " older than the last one",
+                    f"set the clock (`timedatectl set-ntp true`), or the tunnel is silent for {behind:.0f} s",
+                    needed=f"{made:.0f}",
+                    there=f"{target.clock:.0f}",
+                )
+
+
+_CLOCK_SECONDS = 1.0
+"""The records are younger than their image, and a restore takes as long."""
+
+
 def _attachment(link: Link, outside: Counterpart, target: TargetFacts, *, bridge_made: bool) -> Iterator[Finding]:
     if link.kind in PAIRED:
         if outside.ifname and target.link(outside.ifname) is not None:

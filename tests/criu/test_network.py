@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import socket
+import time
 from typing import Any
 
 import pytest
 
+from ckpt import sections
+from ckpt.image import Reader, Writer
+from ckpt.model.wireguard import WireguardDevice, WireguardPeer
+from ckpt.restore import restore_group
 from tests.criu.groups import Group, Starter, python, wait_for
 from tests.criu.segment import run
 
@@ -171,6 +177,32 @@ def counts(text: str) -> list[int]:
 def without_counts(text: str) -> str:
     """A ruleset without what it has counted."""
     return re.sub(r"packets \d+ bytes \d+", "", text)
+
+
+def test_restore_by_a_clock_behind_that_of_the_dump_warns_of_wireguard(
+    start: Starter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = start.stream_server()
+    group.dump()
+    with Reader(group.image) as reader:
+        checkpoint = sections.read(reader)
+    assert checkpoint.network is not None
+    # As of a group with a tunnel, which not every kernel has; nothing but the records counts here.
+    device = WireguardDevice(ifname="wg7", peers=(WireguardPeer(public_key="k"),))
+    network = dataclasses.replace(checkpoint.network, wireguard=(device,))
+    image = group.images / "tunnel.ckpt"
+    with image.open("xb") as out, Writer(out, "none", label="it") as writer:
+        sections.write(writer, dataclasses.replace(checkpoint, network=network))
+        writer.finish()
+
+    def warned() -> list[str]:
+        findings = restore_group(image, dry_run=True).findings
+        return [one.subject for one in findings if one.code == "wireguard-clock"]
+
+    assert warned() == []
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    assert warned() == ["wg7"]
 
 
 def test_round_trip_macvlan(start: Starter) -> None:

@@ -29,6 +29,7 @@ from ckpt.model.host import (
 from ckpt.model.network import Address, Counterpart, Link, Network, Place, Route
 from ckpt.model.process import Executable, FileKind, Isolation, MappedFile, Memory, OpenFile, Process, Thread
 from ckpt.model.socket import IPPROTO_TCP, IPPROTO_UDP, Endpoint, Owner, Socket, SocketOptions
+from ckpt.model.wireguard import WireguardDevice, WireguardPeer
 from ckpt.revalidate import needs_of, revalidate
 
 MIB = 1 << 20
@@ -799,6 +800,18 @@ def test_revalidate_gateway_that_does_not_answer_warns() -> None:
     assert alarming(revalidate(checkpoint, replace(TARGET, gateways=(answer,)))) == []
     own = more("addresses", Address(ifname="br0", address="10.0.0.1/24"))(TARGET)
     assert alarming(revalidate(checkpoint, own)) == []
+
+
+def test_revalidate_clock_behind_the_source_warns_where_wireguard_has_peers() -> None:
+    peers = (WireguardPeer(public_key="k"),)
+    devices = (WireguardDevice(ifname="wg0", peers=peers), WireguardDevice(ifname="wg1"))
+    checkpoint = replace(CHECKPOINT, network=replace(NETWORK, wireguard=devices))
+    target = replace(TARGET, clock=1000.0)
+    assert alarming(revalidate(checkpoint, target, made=1060.0)) == [(Severity.WARN, "wireguard-clock", "wg0")]
+    assert "60 s behind" in named(revalidate(checkpoint, target, made=1060.0), "wireguard-clock").reason
+    for made, clock in ((1000.5, 1000.0), (900.0, 1000.0), (None, 1000.0), (1060.0, 0.0)):
+        assert alarming(revalidate(checkpoint, replace(TARGET, clock=clock), made=made)) == []
+    assert alarming(revalidate(CHECKPOINT, target, made=1060.0)) == []
 
 
 def test_revalidate_full_disk_blocks_where_the_size_is_known() -> None:
