@@ -16,6 +16,7 @@ class Step:
     """A step of the source's ckpt or of the target's agent; ``criu``: a CRIU is at work there.
 
     ``lost``: should this side lose its power here, the group is lost with it, as any program of a host that does.
+    ``isolation``: only groups of this kind pass it.
     """
 
     side: str
@@ -23,6 +24,7 @@ class Step:
     passage: int = 1
     criu: bool = False
     lost: bool = False
+    isolation: str = ""
 
 
 SOURCE = (
@@ -47,7 +49,8 @@ TARGET = (
     Step(side="target", point="return ckpt.restore:_restore"),
     Step(side="target", point=f"return {_ARRIVAL}.__init__"),
     Step(side="target", point="return ckpt.restore:_Restore._extract"),
-    Step(side="target", point="return ckpt.rebuild:rebuild"),
+    Step(side="target", point="return ckpt.rebuild:rebuild", isolation="netns"),
+    Step(side="target", point="return ckpt.context_restore:confine", isolation="ipset"),
     Step(side="target", point=f"call {_ARRIVAL}.hold", criu=True),
     Step(side="target", point=f"call {_ARRIVAL}._verdict", criu=True),
     Step(side="target", point=f"return {_ARRIVAL}._verdict", criu=True),
@@ -82,5 +85,5 @@ def faults() -> Iterator[Fault]:
     for isolation in ("netns", "ipset"):
         for fault in ("ckpt", "criu", "ssh", "cable", "host"):
             for step in (*SOURCE, *TARGET):
-                if fault != "criu" or step.criu:
+                if step.isolation in ("", isolation) and (fault != "criu" or step.criu):
                     yield Fault(step, fault, isolation)
