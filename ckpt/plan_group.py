@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from ckpt.errors import UnsupportedError
 from ckpt.model.network import PAIRED, Link, Network, Place
-from ckpt.plan import plan_network
+from ckpt.plan import lowest_first, names_by_index, plan_network, ring_ports
 from ckpt.plan.steps import BringUp, MakeLink, PlaceCounterpart, Step
 
 Node = tuple[str, str]
@@ -114,20 +114,16 @@ def _across(link: Link) -> Node | None:
 def _order(wanted: Mapping[str, Network]) -> Iterable[Node]:
     """All links, each after the one it stands on."""
     links = {(key, link.ifname): link for key, network in wanted.items() for link in network.links}
-    ordered: dict[Node, None] = {}
-    for node in links:
-        chain: list[Node] = []
-        below: Node | None = node
-        while below is not None and below not in ordered and below not in chain:
-            chain.append(below)
-            below = _below(below[0], links[below])
-            below = below if below in links else None
-        ordered.update(dict.fromkeys(reversed(chain)))
-    return ordered
+    names = {key: names_by_index(network.links) for key, network in wanted.items()}
+
+    def below(node: Node) -> list[Node]:
+        return [one for one in _below(node[0], links[node], names[node[0]]) if one in links]
+
+    return lowest_first(links, below)
 
 
-def _below(key: str, link: Link) -> Node | None:
+def _below(key: str, link: Link, names: Mapping[str, str]) -> list[Node]:
     other = link.counterpart
     if other is None or link.kind in PAIRED or other.place is Place.CALLER:
-        return None
-    return (key if other.place is Place.INSIDE else other.netns), other.ifname
+        return [(key, name) for name in ring_ports(link, names)]
+    return [((key if other.place is Place.INSIDE else other.netns), other.ifname)]

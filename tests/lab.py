@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from ckpt.dump import IMAGES
 from ckpt.kernel import syscalls
+from ckpt.model.network import FALLBACK_DEVICES
 
 OUTSIDE: dict[str, Path] = {}
 """The host's own namespaces, by kind: what the lab is not."""
@@ -117,7 +118,9 @@ def _lines(*argv: str) -> list[str]:
 
 def _links() -> set[str]:
     # "7: br0@if2: <…>": the kernel's own word for the other end says nothing here.
-    return {f"link {line.split(': ')[1].split('@')[0]}" for line in _lines("ip", "-o", "link")}
+    names = {line.split(": ")[1].split("@")[0] for line in _lines("ip", "-o", "link")}
+    # A tunnel driver that is loaded meanwhile puts links of its own into every namespace, and nobody can delete them.
+    return {f"link {name}" for name in names - FALLBACK_DEVICES.keys()}
 
 
 def _tables() -> set[str]:

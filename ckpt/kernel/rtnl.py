@@ -20,8 +20,10 @@ from ckpt.kernel import (
     expectations,
     filtering,
     fou,
+    hsr,
     isatap,
     link_multicast,
+    macsec,
     nft,
     rtnl_addresses,
     rtnl_bond,
@@ -85,6 +87,7 @@ def _read(netns: int) -> Network:
         caller, nsid = _caller_links(connection)
         reader = LinkReader(raw, caller=caller, caller_nsid=nsid)
         links = ethtool.with_settings(netns, rtnl_bond.with_orders(netns, reader.links()))
+        links = hsr.with_versions(netns, links)
         names = {link.ifindex: link.ifname for link in links}
         addresses = read_addresses(connection, names)
         routes = read_routes(connection, names, unread)
@@ -105,7 +108,7 @@ def _read(netns: int) -> Network:
     links = team.numbered(links, teams)
     unread += unread_teams
     unread += [*reader.unread, *unread_tables, *unread_entries, *unread_expected, *unread_filters, *unread_ipsec]
-    unread += unread_tunnels
+    unread += [*unread_tunnels, *macsec.read_keys(netns, links)]
     receiving = fou.read_ports(netns, names, unread)
     return Network(
         links=links,

@@ -105,6 +105,11 @@ def is_usable(port_data: bytes) -> bool:
     return netlink.parse(port_data).get(_MII_STATUS) == b"\0"
 
 
+def made(options: Mapping[str, str]) -> dict[str, str]:
+    """The options with which a bond is made: see the module."""
+    return {name: value for name, value in options.items() if name == "mode"}
+
+
 def settable(options: Mapping[str, str]) -> dict[str, str]:
     """``options`` without those that are not set with the others: see the module."""
     unset = {"ad_actor_system": "00:00:00:00:00:00"}

@@ -18,7 +18,7 @@ from ckpt.model.travel import TUNNELS
 
 _IFLA_LINK_NETNSID = 37
 
-_ON_ANOTHER = PAIRED | {"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"}
+_ON_ANOTHER = PAIRED | {"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "macsec"}
 """Kinds that always stand on another link. A tunnel need not, and is elsewhere all the same when the packets that it
 sends are routed in another namespace."""
 

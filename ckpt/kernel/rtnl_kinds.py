@@ -6,7 +6,7 @@ table is told to the caller, who names it. A new kind is a new table, nothing el
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ckpt.kernel import rtnl_bond, rtnl_bridge_options, rtnl_stacked, rtnl_tunnels, rtnl_virtual
 from ckpt.kernel.rtnl_codecs import U8, U32, Table
@@ -29,6 +29,8 @@ OPTIONS: Mapping[str, Table] = {
     "vlan": rtnl_stacked.VLAN,
     "macvlan": rtnl_stacked.MACVLAN,
     "macvtap": rtnl_stacked.MACVLAN,
+    "macsec": rtnl_stacked.MACSEC,
+    "hsr": rtnl_stacked.HSR,
     "tun": _TUN,
     "veth": {},
     "dummy": {},
@@ -68,6 +70,18 @@ LACKED_BY_PORTS: Mapping[str, Mapping[str, str]] = {
     "bridge": rtnl_bridge_options.LACKED_BY_PORTS,
 }
 """The same of the options that a master of each kind keeps of its ports."""
+
+MADE: Mapping[str, Callable[[Mapping[str, str]], dict[str, str]]] = {
+    "bond": rtnl_bond.made,
+    "bridge": lambda options: {},  # takes its options later, only those that differ: a kernel may lack some
+    "hsr": rtnl_stacked.hsr_made,
+    "macsec": rtnl_stacked.macsec_made,
+    "netkit": rtnl_virtual.netkit_made,
+}
+"""The options with which a kind is made, of kinds that do not take them just as they are shown."""
+
+NOT_SHOWN: Mapping[str, frozenset[str]] = {"hsr": frozenset({rtnl_stacked.HSR_VERSION})}
+"""Options that are given when a link is made, and that the kernel then shows nobody."""
 
 SET_LATER: Mapping[str, frozenset[str]] = {"bond": frozenset({rtnl_bond.ACTIVE})}
 """Options that a link does not have yet when all links are made and joined, or that the kernel may choose anew."""

@@ -70,11 +70,7 @@ def make(
         attributes.append(attribute(IFLA_LINK, u32(lower)))
     if netns is not None:
         attributes.append(attribute(_IFLA_NET_NS_FD, u32(netns)))
-    # A bridge takes its options later, only those that differ: a kernel may lack what some of them speak of.
-    options = {} if link.kind == "bridge" else link.options
-    if link.kind == rtnl_bond.KIND:
-        options = {name: value for name, value in options.items() if name == "mode"}
-    options = {name: value for name, value in options.items() if name != rtnl_virtual.PRIMARY}
+    options = rtnl_kinds.MADE.get(link.kind, dict)(link.options)
     data = [rtnl_codecs.encode(rtnl_kinds.OPTIONS[link.kind], options)]
     if lower and named is not None:
         data.append(attribute(named, u32(lower)))
@@ -137,6 +133,8 @@ def _wanted_options(link: Link) -> dict[str, str]:
     # Giving the standard's own address would mark it as chosen by hand, which stops the bridge from following it.
     if options.get("group_addr") in ("01:80:c2:00:00:00", "00:00:00:00:00:00"):
         del options["group_addr"]
+    for name in rtnl_kinds.NOT_SHOWN.get(link.kind, ()):
+        options.pop(name, None)
     return rtnl_bond.settable(options)
 
 

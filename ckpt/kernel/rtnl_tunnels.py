@@ -169,6 +169,17 @@ _BAREUDP: Table = {
     4: ("multiproto_mode", FLAG),
 }
 
+_AMT: Table = {
+    1: ("mode", U32),
+    2: ("relay_port", BE16),
+    3: ("gateway_port", BE16),
+    4: ("link", None),
+    5: ("local", IP),
+    6: ("remote", None),  # the relay that a gateway has found
+    7: ("discovery", IP),
+    8: ("max_tunnels", U32),
+}
+
 OPTIONS: Mapping[str, Table] = {
     "vxlan": _VXLAN,
     "geneve": _GENEVE,
@@ -185,6 +196,7 @@ OPTIONS: Mapping[str, Table] = {
     "vti6": _VTI,
     "xfrm": _XFRM,
     "bareudp": _BAREUDP,
+    "amt": _AMT,
 }
 """The kinds of tunnel that travel."""
 
@@ -200,6 +212,7 @@ LEAST: Mapping[str, Mapping[str, str]] = {
     "ip6erspan": {"iflags": "12288", "oflags": "12288"},
     "xfrm": {"if_id": "1"},
     "bareudp": {"port": "6635", "ethertype": "34887"},
+    "amt": {"mode": "1", "local": "192.0.2.2"},
 }
 """The options without which a kind cannot be made."""
 

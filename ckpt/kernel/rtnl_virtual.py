@@ -35,9 +35,15 @@ OPTIONS: Mapping[str, Table] = {
     "team": {},
     "vcan": {},
     "vrf": {1: ("table", U32)},
+    "vsockmon": {},
     "vxcan": {},
     "wireguard": {},
 }
+
+
+def netkit_made(options: Mapping[str, str]) -> dict[str, str]:
+    """The options with which a netkit is made."""
+    return {name: value for name, value in options.items() if name != PRIMARY}
 
 
 def seen_from_peer(options: Mapping[str, str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from ckpt.model.wireguard import Carrier, WireguardDevice
 TUNNELS = frozenset(
     {
         *("gre", "gretap", "erspan", "ip6gre", "ip6gretap", "ip6erspan", "ipip", "sit", "ip6tnl", "vti", "vti6"),
-        *("vxlan", "geneve", "bareudp", "xfrm"),
+        *("vxlan", "geneve", "bareudp", "xfrm", "amt"),
     }
 )
 """The kinds that send packets of their own: those are routed in the namespace in which the link was made."""
@@ -23,16 +23,27 @@ TUNNELS = frozenset(
 KINDS = TUNNELS | frozenset(
     {
         *("loopback", "veth", "bridge", "macvlan", "macvtap", "vlan", "dummy", "ifb", "tun"),
-        *("bond", "ipvlan", "ipvtap", "netkit", "nlmon", "team", "vcan", "vrf", "vxcan", "wireguard"),
+        *("bond", "hsr", "ipvlan", "ipvtap", "macsec", "netkit", "nlmon", "team", "vcan", "vrf", "vsockmon"),
+        *("vxcan", "wireguard"),
     }
 )
 """The kinds of link that travel."""
 
 _NOT_TOLD = {
-    "macsec": "the kernel tells nobody the keys of a macsec",
-    "hsr": "the kernel tells nobody which version of its protocol an hsr speaks",
-    "gtp": "a gtp sends by sockets of whoever made it",
-    "netdevsim": "a netdevsim is made on a bus of the host's, not in a namespace",
+    "": "it is hardware, or made as such on a bus of the host's, like a netdevsim",
+    "netdevsim": "a netdevsim is made on a bus of the host's, and its index cannot be chosen",
+    "batadv": "the mesh and its settings are kept by a protocol that ckpt does not speak",
+    "can": "it is hardware: a controller of the host's CAN bus",
+    "gtp": "the kernel tells nobody which sockets a gtp sends by, or the address of its own",
+    "ipoib": "it is hardware: a partition of the host's InfiniBand",
+    "lowpan": "it stands on a radio of the host's",
+    "ovpn": "the kernel tells nobody the keys of an ovpn, and it sends by sockets of whoever made it",
+    "pfcp": "the kernel tells nobody in which network namespace a pfcp receives",
+    "ppp": "it goes with the descriptor of the process that made it",
+    "rmnet": "the kernel tells nobody in which network namespace is the modem that an rmnet stands on",
+    "slcan": "it goes with the terminal of the process that made it",
+    "virt_wifi": "the kernel tells nobody which network a virt_wifi has joined",
+    "wwan": "it is hardware: a channel of the host's modem",
 }
 """Why links of some kinds cannot be made from what is to be read of them."""
 
@@ -56,6 +67,7 @@ _BLOCKING = {
     "arptables": "write the rules with arptables-nft, and start the group in a namespace without the table",
     "ebtables": "write the rules with ebtables-nft, and start the group in a namespace without the table",
     "bridge-vlan": "take the VLAN away, and set it again after the restore",
+    "macsec-keys": "remove them, and let them be agreed upon anew after the restore",
     "multicast-routing": "stop the multicast router, and start it again after the restore",
 }
 
@@ -191,8 +203,18 @@ def why_not(link: Link) -> str:
         if link.kind in TUNNELS:
             return "it was made in a network namespace that is not the group's, and sends its packets there"
         return "its other end is in a third network namespace"
-    if link.kind in ("vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", *PAIRED) and other is None:
+    if link.kind in ("vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "macsec", *PAIRED) and other is None:
         return "what it stands on is not known"
+    if link.kind == "hsr":
+        return _why_not_ring(link)
     if link.kind == "tun" and link.options.get("persist") != "1":
         return "it is not persistent, so it goes with the process that made it"
+    return ""
+
+
+def _why_not_ring(link: Link) -> str:
+    if not {"slave1", "slave2"} <= link.options.keys():
+        return "it has lost one of its two ports, without which none is made"
+    if link.options.get("protocol", "0") == "0" and "version" not in link.options:
+        return "which version of HSR it speaks is told by its frames alone, and it sends none: it or its ports are down"
     return ""

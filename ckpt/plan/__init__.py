@@ -12,9 +12,10 @@ through a gateway), rules, neighbours; the ruleset and what it tracks; and last 
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
+from typing import TypeVar
 
 from ckpt.errors import UnsupportedError
 from ckpt.model import fallback
@@ -193,17 +194,48 @@ def _source(link: Link, addresses: Sequence[Address]) -> Address | None:
 def order_links(links: Sequence[Link]) -> tuple[Link, ...]:
     """The links, each after the one it stands on inside; otherwise in their order."""
     by_name = {link.ifname: link for link in links}
-    ordered: dict[str, Link] = {}
-    for link in links:
-        chain: list[Link] = []
-        below: Link | None = link
-        while below is not None and below.ifname not in ordered and below not in chain:
-            chain.append(below)
-            other = below.counterpart
-            inside = other is not None and other.place is Place.INSIDE and below.kind not in PAIRED
-            below = by_name.get(other.ifname) if inside and other is not None else None
-        ordered.update((one.ifname, one) for one in reversed(chain))
-    return tuple(ordered.values())
+    by_index = names_by_index(links)
+
+    def below(ifname: str) -> list[str]:
+        link = by_name[ifname]
+        other = link.counterpart
+        inside = other is not None and other.place is Place.INSIDE and link.kind not in PAIRED
+        names = [other.ifname] if inside and other is not None else ring_ports(link, by_index)
+        return [name for name in names if name in by_name]
+
+    return tuple(by_name[name] for name in lowest_first(by_name, below))
+
+
+_Node = TypeVar("_Node", bound=Hashable)
+
+
+def lowest_first(nodes: Iterable[_Node], below: Callable[[_Node], Iterable[_Node]]) -> Iterable[_Node]:
+    """The nodes, each after those ``below`` it; otherwise in their order. A circle is cut somewhere."""
+    ordered: dict[_Node, None] = {}
+    for node in nodes:
+        waiting = {node: None}
+        while waiting:
+            top = next(reversed(waiting))
+            under = [one for one in below(top) if one not in ordered and one not in waiting]
+            if under:
+                waiting[under[0]] = None
+            else:
+                ordered[top] = None
+                del waiting[top]
+    return ordered
+
+
+def names_by_index(links: Iterable[Link]) -> dict[str, str]:
+    """The names of links by their indices as options have them."""
+    return {str(link.ifindex): link.ifname for link in links}
+
+
+def ring_ports(link: Link, names: Mapping[str, str]) -> list[str]:
+    """The links that an hsr stands on; ``names`` are those of all links of its namespace by index."""
+    if link.kind != "hsr":
+        return []
+    indices = (link.options.get(option, "") for option in ("slave1", "slave2", "interlink"))
+    return [names[index] for index in indices if index in names]
 
 
 def _below(link: Link, links: Sequence[Link]) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ckpt.kernel import netns
+from ckpt.kernel import netns, probe
+from ckpt.model.travel import TUNNELS
 from tests.net import spaces, tally
 
 # Duplicate address detection takes a second and more; tests that are about it turn it on again.
@@ -19,6 +20,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("copied and compared here, in so many tests")
         for line in lines:
             terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tunnel_drivers(_nothing_left_behind: None) -> None:
+    """Loaded before there is a namespace of a test: one that comes later puts links of its own into some of them."""
+    probe.missing_link_kinds(sorted(TUNNELS))
 
 
 @pytest.fixture

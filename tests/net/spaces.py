@@ -163,8 +163,9 @@ _COMMANDS = (
     "nft -j list ruleset",
 )
 
-# Numbers that the host or the kernel chooses anew, time that runs, timers of a bridge; and operstate, which is UNKNOWN
-# or UP for one and the same link, as the kernel's worker has or has not had to look at it since it was made.
+# Numbers that the host or the kernel chooses anew, time that runs, timers of a bridge; what a bridge has learnt from
+# the wire and heard of groups (newer ips count that), and what a ring has sent; and operstate, which is UNKNOWN or UP
+# for one and the same link, as the kernel's worker has or has not had to look at it since it was made.
 _INCOMPARABLE = {
     "operstate",
     "link_index",
@@ -183,6 +184,9 @@ _INCOMPARABLE = {
     "topology_change_timer",
     "gc_timer",
     "flush",
+    "fdb_n_learned",
+    "mcast_n_groups",
+    "seq_nr",
 }
 
 

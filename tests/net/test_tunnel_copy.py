@@ -16,6 +16,7 @@ SIX = "local fd00::1 remote fd00::2"
 
 # The lower links v0 and v1 are a pair inside. Kinds without addresses of their own make IPv6 addresses with a flag that
 # nobody can give (stable-privacy), so they are told not to.
+NONE_MADE = "sysctl -qw net.ipv6.conf.t0.addr_gen_mode=1"
 TUNNELS = {
     "vxlan": f"ip link add t0 address 02:00:00:00:00:07 type vxlan id 5 dstport 4789 {FOUR}",
     "vxlan-options": """ip link add t0 type vxlan id 6 group 239.1.1.1 dev v0 dstport 4790 ttl 5 tos 8 ageing 77 \
@@ -79,8 +80,9 @@ TUNNELS = {
     "xfrm": """ip link add t0 type xfrm if_id 5 dev v0; ip link add t1 type xfrm if_id 0x6
         ip link set t0 addrgenmode none; ip link set t1 addrgenmode none""",
     "xfrm-external": "ip link add t0 type xfrm external; ip link set t0 addrgenmode none",
-    "bareudp": "ip link add t0 type bareudp dstport 6635 ethertype mpls_uc srcportmin 1000",
-    "bareudp-multiproto": "ip link add t0 type bareudp dstport 6636 ethertype ipv4 multiproto",
+    # Without an address of the kernel's own making, which would have a flag that nobody can set (stable-privacy).
+    "bareudp": f"""ip link add t0 type bareudp dstport 6635 ethertype mpls_uc srcportmin 1000; {NONE_MADE}""",
+    "bareudp-multiproto": f"ip link add t0 type bareudp dstport 6636 ethertype ipv4 multiproto; {NONE_MADE}",
     "on-a-tunnel": f"""ip link add t0 index 90 type gre {FOUR} dev v0
         ip link add t1 index 80 type ipip local 10.0.0.1 remote 10.0.0.5 dev t0""",
     "mtu-and-more": f"""ip link add t0 mtu 1234 txqueuelen 7 type gre {FOUR}; ip link set t0 alias far group 5
