@@ -266,7 +266,7 @@ class _Dump:
         self._make_directories()
         self._notes = self._take_notes()
         self._turn = Turn(self._cleanup)
-        self._turn.take()
+        self._turn.take([one.pid for one in self._facts.processes])
         self._lock = self._gate()
         try:
             self._run_criu()

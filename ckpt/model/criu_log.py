@@ -144,6 +144,12 @@ _RULES = (
         "the deleted file {0} of {1} bytes is open, too large to go into an image",
         "let the program close it",
     ),
+    _rule(
+        r"Can't create a directory \(-17\)",
+        "criu-busy",
+        "another CRIU is at work in the same working directory, or one that was killed left `proc.crtools` there",
+        "try again; when it stays so, remove the empty `proc.crtools` from the working directories of the group",
+    ),
     _rule(r"Task (\d+) with SysVIPC shmem", "sysv-shared", "PID {0} has shared memory of the host's IPC namespace"),
     _rule(
         r"Unseizable non-zombie (\d+) found, state (\w)",

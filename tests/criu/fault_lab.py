@@ -157,7 +157,7 @@ def _is_transient(path: Path, state: Path) -> bool:
     known = path.parent in (state / "groups", state / "locks") and path.suffix == ".json"
     # Pins of programs, for as long as there is a context.
     known = known or (path.parent == state / "bpf" and bool(context.names()))
-    return not known and path not in (state / "lock", state / "criu") and path.suffix != ".log"
+    return not known and path != state / "lock" and path.suffix != ".log"
 
 
 def nothing(left: Iterable[object]) -> None:
