@@ -19,7 +19,7 @@ from ckpt.kernel import netns, probe, rtnl_links
 from ckpt.kernel.netlink import Netlink
 from ckpt.kernel.rtnl_links import LinkReader
 from ckpt.model import fallback
-from ckpt.model.network import Network
+from ckpt.model.network import Link, Network
 from ckpt.model.travel import TUNNELS
 
 _SETTING = Path("/proc/sys/net/core/fb_tunnels_only_for_init_net")
@@ -49,6 +49,17 @@ def create_for(network: Network) -> int:
     return namespace
 
 
+def read() -> tuple[Link, ...]:
+    """The links that drivers, as far as they are loaded, make in a fresh namespace."""
+    with _fresh() as (_, links):
+        return tuple(link for link in links if link.fallback)
+
+
+def avoidable() -> bool:
+    """Whether a namespace can be made without them, as ``create_for`` does where they are in the way."""
+    return os.access(_SETTING, os.W_OK)
+
+
 def _load(kinds: Set[str]) -> None:
     """Have the kernel load the drivers of ``kinds``, as it does when it is asked for a link of each."""
     probe.missing_link_kinds(sorted(kinds))
@@ -56,13 +67,20 @@ def _load(kinds: Set[str]) -> None:
 
 def _create(network: Network) -> tuple[int, tuple[str, ...]]:
     """A fresh namespace, and why ``network`` cannot be made in it."""
-    with contextlib.ExitStack() as undo:
-        namespace = netns.create()
-        undo.callback(os.close, namespace)
+    with _fresh() as (namespace, links):
+        return os.dup(namespace), fallback.in_the_way(network, Network(links=links))
+
+
+@contextlib.contextmanager
+def _fresh() -> Iterator[tuple[int, tuple[Link, ...]]]:
+    """A fresh namespace for the time of the block, and its links."""
+    namespace = netns.create()
+    try:
         with Netlink(netns=namespace) as connection:
             links = LinkReader(rtnl_links.read_raw(connection), caller={}, caller_nsid=-1).links()
-        undo.pop_all()
-    return namespace, fallback.in_the_way(network, Network(links=links))
+        yield namespace, links
+    finally:
+        os.close(namespace)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ckpt import __version__
 from ckpt.errors import CkptError
-from ckpt.kernel import arp, diag, digests, elf, hostpaths, netns, outside, probe, rtnl_kinds, rtnl_links
+from ckpt.kernel import arp, diag, digests, elf, fallbacks, hostpaths, netns, outside, probe, rtnl_kinds, rtnl_links
 from ckpt.kernel.files import TTY_MAJORS, device_name
 from ckpt.kernel.netlink import Netlink, ip_bytes
 from ckpt.kernel.procfs import read_text
@@ -96,6 +96,8 @@ def read_target(
     links = read_links()
     memory = _memory()
     answers = ask((*needs.probes, *needs.gateways), links, probe_seconds)
+    # Which loads the drivers of tunnels that are needed: then they make links of their own, if they do.
+    kinds_missing = _kinds_missing(needs.kinds)
     return TargetFacts(
         host=read_host(criu_version),
         files=read_files(needs.files),
@@ -108,7 +110,7 @@ def read_target(
         bindable=tuple(endpoint for endpoint in needs.binds if _is_bindable(endpoint)),
         # /proc shows threads under their own ids too, though it does not list them
         pids_taken=tuple(pid for pid in needs.pids if os.path.exists(f"/proc/{pid}")),
-        kinds_missing=_kinds_missing(needs.kinds),
+        kinds_missing=kinds_missing,
         tools_missing=tuple(tool for tool in needs.tools if shutil.which(tool) is None),
         congestion=tuple(read_text("/proc/sys/net/ipv4/tcp_available_congestion_control").split()),
         nonlocal_bind=_binds_anything(4),
@@ -123,6 +125,8 @@ def read_target(
         ephemeral_ports=tuple(map(int, read_text("/proc/sys/net/ipv4/ip_local_port_range").split())),
         disk_free=hostpaths.disk_free(scratch),
         clock=time.time(),
+        fallbacks=fallbacks.read() if needs.kinds else (),
+        fallbacks_avoidable=fallbacks.avoidable(),
     )
 
 

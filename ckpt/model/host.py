@@ -12,7 +12,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ckpt.model.network import Address
+from ckpt.model.network import Address, Link
 from ckpt.model.process import FileKind
 from ckpt.model.socket import Endpoint
 
@@ -187,6 +187,8 @@ class TargetFacts:
     have one address. ``paths`` are those of the needs that there is a route for; ``gateways`` are those that answered.
     ``capabilities_missing`` are the effective ones, ``ephemeral_ports`` the first and last that the kernel gives out.
     ``disk_free`` is what an image may be unpacked into, -1 unknown; ``clock`` the seconds since 1970 there, 0 unknown.
+    ``fallbacks`` are the links that drivers make in every fresh namespace; ``fallbacks_avoidable`` that it can be made
+    without them.
     """
 
     host: HostFacts
@@ -214,6 +216,8 @@ class TargetFacts:
     ephemeral_ports: tuple[int, ...] = ()
     disk_free: int = -1
     clock: float = 0.0
+    fallbacks: tuple[Link, ...] = ()
+    fallbacks_avoidable: bool = True
 
     def link(self, ifname: str) -> LinkFacts | None:
         """The link of that name."""

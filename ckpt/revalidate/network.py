@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Collection, Iterator, Mapping
 
+from ckpt.model import fallback
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.finding import Finding
 from ckpt.model.host import Needs, TargetFacts
@@ -33,11 +34,28 @@ def check_network(checkpoint: Checkpoint, target: TargetFacts, held_by: Collecti
             needed=kind,
         )
     for key, network in checkpoint.networks.items():
+        yield from _driver_links(network, target)
         for link in network.links:
             if link.counterpart is not None and link.counterpart.place is Place.CALLER:
                 yield from _attachment(link, link.counterpart, target, bridge_made=checkpoint.group.bridge_made)
         yield from _addresses(network, all_segments(checkpoint.networks, key), target, held_by)
     yield from _silent_gateways(needs, target)
+
+
+def _driver_links(network: Network, target: TargetFacts) -> Iterator[Finding]:
+    """Whether links that tunnel drivers make by themselves here are in the way of the group's."""
+    for own in target.fallbacks:
+        reasons = "; ".join(fallback.in_the_way(network, Network(links=(own,))))
+        if reasons and target.fallbacks_avoidable:
+            yield ok("fallback-device", own.ifname, f"{reasons}; the namespace is made without it")
+        elif reasons:
+            yield block(
+                "fallback-device",
+                own.ifname,
+                f"{reasons}, and a namespace without it cannot be made from here",
+                "sysctl net.core.fb_tunnels_only_for_init_net=1, in the namespace that the host began with",
+                there=f"{own.ifname}, index {own.ifindex}",
+            )
 
 
 def check_clock(checkpoint: Checkpoint, target: TargetFacts, made: float | None) -> Iterator[Finding]:

@@ -100,6 +100,8 @@ def test_link_that_stays_in_the_way_is_named(initial: None, monkeypatch: pytest.
         shell("ip link add v0 index 90 type veth peer name v1 index 91", space)
         network = rtnl.read_network(space)
     wanted = _renumbered(network, {"v0": index, "v1": 91})
+    assert not fallbacks.avoidable()
+    assert (name, index) in {(link.ifname, link.ifindex) for link in fallbacks.read()}
     with pytest.raises(NetworkError) as caught:
         fallbacks.create_for(wanted)
     assert (caught.value.code, caught.value.details) == (

@@ -788,6 +788,32 @@ def test_revalidate_stranger_beside_the_source_is_told_apart() -> None:
     assert STRANGER in named(found, "address-in-use").reason
 
 
+TUNL0 = Link(ifname="tunl0", kind="ipip", ifindex=3, flags=())
+
+
+@pytest.mark.parametrize(
+    ("link", "reason"),
+    [
+        (Link(ifname="eth0", kind="dummy", ifindex=3), "the index 3 of eth0 is taken by tunl0"),
+        (replace(TUNL0, ifindex=5, flags=("up",)), "tunl0 has the index 3 and not 5"),
+        (Link(ifname="eth0", kind="dummy", ifindex=4), ""),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_revalidate_link_of_a_driver_in_the_way_blocks_unless_it_is_avoidable(
+    link: Link, reason: str, nested: bool
+) -> None:
+    network = Network(links=(link,))
+    checkpoint = replace(CHECKPOINT, network=network)
+    if nested:
+        checkpoint = replace(CHECKPOINT, nested=(replace(NESTED, network=network),))
+    for avoidable, severity in ((True, Severity.OK), (False, Severity.BLOCK)):
+        found = revalidate(checkpoint, replace(TARGET, fallbacks=(TUNL0,), fallbacks_avoidable=avoidable))
+        those = [one for one in found if one.code == "fallback-device"]
+        assert [(one.severity, one.subject) for one in those] == ([(severity, "tunl0")] if reason else [])
+        assert [one.reason.startswith(reason) for one in those] == [True] * len(those)
+
+
 def test_revalidate_gateway_that_does_not_answer_warns() -> None:
     routes = (
         Route(destination="0.0.0.0/0", gateway="10.0.0.1", ifname="eth0"),
