@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ckpt import registry
 from ckpt.errors import ExistsError, NetworkError, NotFoundError, RefusedError, UsageError
-from ckpt.kernel import cgroup2, context_books, context_bounds, context_sockets, outside, proc
+from ckpt.kernel import cgroup2, context_books, context_bounds, context_places, context_sockets, outside, proc
 from ckpt.kernel import context as kernel
 from ckpt.kernel.context_sockets import ContextSocket
 from ckpt.kernel.enter import run_inside as enter_namespaces
@@ -53,7 +53,7 @@ def reports() -> tuple[ContextReport, ...]:
     """Every context of this host's network namespace, by name."""
     with registry.locked():
         found = []
-        for name, _ in kernel.found():
+        for name, _ in context_places.found():
             with contextlib.suppress(NotFoundError):  # half made, or going
                 found.append(_report(kernel.read(name)))
         return tuple(found)
@@ -202,7 +202,7 @@ def run_inside(entry: GroupEntry, argv: Sequence[str]) -> int:
 
 def cgroup_of(entry: GroupEntry) -> str | None:
     """The directory of the cgroup that a group's processes have to be in; None when it is not confined."""
-    return None if entry.context is None else str(kernel.cgroup_of(entry.context))
+    return None if entry.context is None else str(context_places.cgroup_of(entry.context))
 
 
 def release(entry: GroupEntry) -> None:
@@ -216,7 +216,7 @@ def release(entry: GroupEntry) -> None:
 
 def discard(name: str) -> None:
     """Remove the context called ``name``, whole or half made; what still runs in it is ended."""
-    path = kernel.cgroup_of(name)
+    path = context_places.cgroup_of(name)
     for pid in cgroup2.pids(path):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -227,7 +227,7 @@ def discard(name: str) -> None:
 
 def names() -> tuple[str, ...]:
     """The contexts of this host's network namespace, whole or half made."""
-    return tuple(name for name, _ in kernel.found())
+    return tuple(name for name, _ in context_places.found())
 
 
 def has_floor() -> bool:
@@ -243,7 +243,7 @@ def release_floor() -> None:
 def take_address(ifname: str, address: str) -> None:
     """Take an address from a link of the host, unless another group has it in its set."""
     plain = address.partition("/")[0]
-    for other, _ in kernel.found():
+    for other, _ in context_places.found():
         with contextlib.suppress(NotFoundError):
             if plain in _addresses(kernel.read(other)):
                 return
@@ -263,7 +263,7 @@ def give_address(ifname: str, address: str) -> bool:
 
 def require_no_context(name: str) -> None:
     """ExistsError when there is a context called ``name``, though no group is."""
-    if kernel.cgroup_of(name, registry.state_dir() / "cgroup").exists():
+    if context_places.cgroup_of(name, registry.state_dir() / "cgroup").exists():
         raise ExistsError(
             f"there is a context {name} already", code="context-exists", hint="`ckpt clean` removes what a crash left"
         )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from ckpt.errors import CkptError, NotFoundError
 from ckpt.kernel import context as kernel
-from ckpt.kernel import context_probe
+from ckpt.kernel import context_places, context_probe
 from ckpt.model.checkpoint import Checkpoint, ContextRecord
 from ckpt.model.confined import claiming, members_with
 from ckpt.model.finding import Finding, Severity
@@ -39,7 +39,7 @@ def _booked(record: ContextRecord, sockets: tuple[Socket, ...]) -> Iterator[Find
     """Ports that another context has."""
     taken = {(one.address, one.port, one.protocol): one.number for one in kernel.claims()}
     names = {}
-    for name, _ in kernel.found() if taken else ():
+    for name, _ in context_places.found() if taken else ():
         with contextlib.suppress(NotFoundError):
             names[kernel.read(name).number] = name
     for one in claiming(record, sockets):

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from ckpt.errors import CkptError
-from ckpt.kernel import cgroup2, context_limits, context_sockets, host, outside
+from ckpt.kernel import cgroup2, context_limits, context_places, context_sockets, host, outside
 from ckpt.kernel import context as kernel
 from ckpt.kernel.lock import Scope
 from ckpt.model.checkpoint import Booking, ContextRecord, PlacedAddress
@@ -30,7 +30,7 @@ _NAMED = 5
 def of_process(pid: int) -> Context | None:
     """The context that a process is in; None when it is in none. NotFoundError for one that is not whole."""
     cgroup = cgroup2.of_process(pid)
-    name = None if cgroup is None or not kernel.is_context(cgroup) else kernel.name_of(cgroup)
+    name = None if cgroup is None or not context_places.is_context(cgroup) else context_places.name_of(cgroup)
     return None if name is None else kernel.read(name)
 
 
@@ -133,7 +133,7 @@ def scope(record: ContextRecord, sockets: Sequence[Socket]) -> Scope:
 
 def _is_confined(pid: int) -> bool:
     cgroup = cgroup2.of_process(pid)
-    return cgroup is not None and kernel.is_context(cgroup)
+    return cgroup is not None and context_places.is_context(cgroup)
 
 
 def _members(facts: GroupFacts, context: Context) -> Iterator[Finding]:

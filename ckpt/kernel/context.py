@@ -14,26 +14,30 @@ import contextlib
 import errno
 import ipaddress
 import os
-import re
 import secrets
-import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from ckpt.errors import CkptError, NetworkError, NotFoundError, PermissionDeniedError, UnsupportedError
-from ckpt.kernel import bpf_calls, bpf_object, cgroup2, context_floor, context_maps, outside, rtnl_addresses
+from ckpt.kernel import (
+    bpf_calls,
+    bpf_object,
+    cgroup2,
+    context_floor,
+    context_maps,
+    outside,
+    rtnl_addresses,
+)
 from ckpt.kernel.bpf_object import FLOOR, KINDS
 from ckpt.kernel.context_floor import Floor
 from ckpt.kernel.context_maps import CONFIG_KEY, CONFIG_SIZE, Claim, Surroundings
+from ckpt.kernel.context_places import cgroup_of, found, make, netns_cookie
 from ckpt.kernel.netlink import KernelRefusal, Netlink
 from ckpt.model.context import Context, Member
 from ckpt.model.network import Address
 
-_SO_NETNS_COOKIE = 71
-_PREFIX = "ckpt-"
-_CGROUP = re.compile(r"ckpt-[0-9a-f]+-")
 _NUMBERS = 1 << 14
 """As many contexts as a namespace may have: what 127.64.0.1 to 127.127.255.1 have room for."""
 
@@ -43,40 +47,13 @@ _BIND = "cgroup/bind4"
 _NLM_F_CREATE = 0x400
 
 
-def netns_cookie() -> int:
-    """The number of the caller's network namespace that is never given again while the host runs (Linux 5.14)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
-        except OSError as error:
-            raise _missing("SO_NETNS_COOKIE", "5.14", error) from error
-
-
-def cgroup_of(name: str, otherwise: Path | None = None) -> Path:
-    """The cgroup that the context called ``name`` has, or would have; see ``cgroup2.root`` for ``otherwise``."""
-    return cgroup2.root(otherwise) / f"{_PREFIX}{netns_cookie():x}-{name}"
-
-
-def is_context(cgroup: str) -> bool:
-    """Whether a path within the hierarchy is in a context of ckpt's, of any network namespace."""
-    return _CGROUP.match(cgroup.strip("/").partition("/")[0]) is not None
-
-
-def found() -> Iterator[tuple[str, Path]]:
-    """The contexts of the caller's namespace: name and cgroup, also of one that was only half made."""
-    with contextlib.suppress(UnsupportedError):
-        prefix = f"{_PREFIX}{netns_cookie():x}-"
-        for path in sorted(cgroup2.root().glob(f"{prefix}*")):
-            yield path.name.removeprefix(prefix), path
-
-
 def create(name: str, members: Iterable[Member], directory: Path, undo: ExitStack) -> Context:
     """Make the context; undone by ``undo``. ``directory`` is ckpt's own, for what has to be mounted."""
     undo.callback(release_floor, directory)
     members = with_prefixes(members)
     with _explained(), context_floor.ensured(directory / "bpf") as floor:
         context_floor.cover(floor, directory / "bpf", everywhere=_is_wide(members))
-        cgroup = cgroup_of(name, directory / "cgroup")
+        cgroup = make(name, directory / "cgroup", undo)
         number = _free_number(floor)
         context = Context(
             name=name,
@@ -89,8 +66,6 @@ def create(name: str, members: Iterable[Member], directory: Path, undo: ExitStac
         )
         undo.callback(take_address, "lo", context.loopback6)
         give_address("lo", context.loopback6)
-        undo.callback(cgroup2.remove, cgroup)
-        cgroup2.create(cgroup)
         _attach(context, floor)
         return context
 
@@ -177,13 +152,6 @@ def set_restoring(context: Context, *, on: bool) -> None:
         bpf_calls.map_update(maps["config"], CONFIG_KEY, config)
 
 
-def name_of(cgroup: str) -> str | None:
-    """The name of the context of the caller's namespace that a path within the hierarchy is in; None for none."""
-    directory = cgroup.strip("/").partition("/")[0]
-    prefix = f"{_PREFIX}{netns_cookie():x}-"
-    return directory.removeprefix(prefix) if directory.startswith(prefix) else None
-
-
 def claims() -> tuple[Claim, ...]:
     """The books of the caller's namespace."""
     with context_floor.opened() as floor:
@@ -207,10 +175,10 @@ def remove(name: str, path: Path, directory: Path) -> None:
 
 def release_floor(directory: Path) -> bool:
     """Take the floor away when no context of the caller's namespace stands on it; whether it went."""
+    _forget_loopbacks()
     if any(True for _ in found()):
         _cover(directory)
         return False
-    _forget_loopbacks()
     return context_floor.remove(directory / "bpf")
 
 
@@ -299,11 +267,15 @@ def _set_address(kind: int, ifname: str, address: str) -> bool:
 
 
 def _forget_loopbacks() -> None:
-    """Take what dead ckpts have left on lo of the contexts' own addresses."""
+    """Take what is left on lo of the own addresses of contexts that are no more: systemd, too, ends an empty one."""
     network = ipaddress.IPv6Network((_LOOPBACK6, 112))
+    needed = set()
+    for name, _ in found():
+        with contextlib.suppress(CkptError):
+            needed.add(read(name).loopback6)
     for one in outside.addresses():
         ip = ipaddress.ip_interface(one.address).ip
-        if one.ifname == "lo" and ip in network:
+        if one.ifname == "lo" and ip in network and str(ip) not in needed:
             take_address("lo", str(ip))
 
 
@@ -338,9 +310,3 @@ def _explained() -> Iterator[None]:
             details=str(error),
             hint="`ckpt check` shows what this kernel lacks",
         ) from error
-
-
-def _missing(what: str, since: str, error: OSError) -> UnsupportedError:
-    return UnsupportedError(
-        f"this kernel has no {what}", code="context-unsupported", details=str(error), hint=f"Linux {since} has it"
-    )

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from ckpt.errors import CkptError
-from ckpt.kernel import bpf_calls, bpf_object, cgroup2, context, context_steer, netns
+from ckpt.kernel import bpf_calls, bpf_object, cgroup2, context_places, context_steer, netns
 from ckpt.kernel.bpf_object import KINDS
 
 _INSTRUCTION = struct.Struct("=BBhi")
@@ -40,7 +40,7 @@ class Feature:
 def features() -> Iterator[Feature]:
     """Each feature, tried."""
     yield _tried("the cgroup2 hierarchy", "4.5", cgroup2.root)
-    yield _tried("SO_NETNS_COOKIE", "5.14", context.netns_cookie)
+    yield _tried("SO_NETNS_COOKIE", "5.14", context_places.netns_cookie)
     yield _tried("atomic compare-and-swap in programs", "5.12", partial(_load, _COMPARE_AND_SWAP))
     yield _tried("bpf_set_retval", "5.18", partial(_load, _SET_RETVAL))
     with ExitStack() as stack:

@@ -67,6 +67,19 @@ def test_migrate_the_old_port_is_silent_once_the_new_one_speaks(moving: Moving) 
     assert len(seen) == len(set(seen)), seen
 
 
+def test_migrate_needs_no_disk_of_the_target(moving: Moving) -> None:
+    # For its records, and not for the group's memory.
+    assert moving.target.run("mount", "-t", "tmpfs", "-o", "size=256k", "none", "/var/lib/ckpt").status == 0
+    try:
+        done = moving.move("--downtime-limit", LIMIT)
+    finally:
+        assert moving.target.run("umount", "/var/lib/ckpt").status == 0
+    assert done.status == 0, done.err
+    moving.stream.progress()
+    moving.moved()
+    assert moving.left_behind() == []
+
+
 def test_migrate_dry_run_touches_nothing(moving: Moving) -> None:
     done = moving.move("--dry-run")
     assert done.status == 0, done.err

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckpt.kernel import cgroup2, context, netns
+from ckpt.kernel import cgroup2, context, context_places, netns
 from ckpt.model.context import Context, parse_set
 from tests.conftest import random_name
 from tests.net import spaces
@@ -196,7 +196,7 @@ def _fill(space: int, addresses: Sequence[str]) -> None:
 
 def cgroups_left() -> list[str]:
     """Contexts of the caller's namespace that are still there."""
-    return [name for name, _ in context.found()]
+    return [name for name, _ in context_places.found()]
 
 
 def processes_in(confined: Context) -> tuple[int, ...]:

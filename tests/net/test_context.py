@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ckpt.kernel import context
+from ckpt.kernel import context, context_places
 from ckpt.model.context import Context
 from tests.net import context_lab
 from tests.net.context_lab import PEER, Agent, Lab, ip
@@ -507,4 +507,4 @@ def test_names_of_accepted_and_passed_sockets(place: Lab, one: Context) -> None:
 def test_context_is_read_as_it_was_made(one: Context) -> None:
     assert context.read(one.name) == one
     assert context.missing_programs(one) == ()
-    assert (one.name, Path(one.cgroup)) in list(context.found())
+    assert (one.name, Path(one.cgroup)) in list(context_places.found())

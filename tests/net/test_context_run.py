@@ -18,7 +18,17 @@ import pytest
 
 from ckpt import clean, context, registry, run
 from ckpt.errors import CkptError, ExistsError, NotFoundError, RefusedError, UsageError
-from ckpt.kernel import bpf_calls, cgroup2, context_bounds, context_floor, context_steer, enter, netns, outside
+from ckpt.kernel import (
+    bpf_calls,
+    cgroup2,
+    context_bounds,
+    context_floor,
+    context_places,
+    context_steer,
+    enter,
+    netns,
+    outside,
+)
 from ckpt.kernel import context as kernel
 from ckpt.kernel.bpf_object import KINDS
 from ckpt.kernel.proc import tree_pids
@@ -576,7 +586,7 @@ def test_clean_leaves_contexts_of_running_groups_alone(place: Lab) -> None:
 
 def test_clean_removes_half_a_context(place: Lab) -> None:
     name = random_name("c")
-    cgroup2.create(kernel.cgroup_of(name))
+    cgroup2.create(context_places.cgroup_of(name))
     assert [(one.kind, one.subject) for one in clean.clean()] == [("context", name)]
     assert context.names() == ()
 

@@ -1,0 +1,73 @@
+"""Where the cgroups of contexts are, and how one is known by its path.
+
+The name of the cgroup holds the cookie of the context's network namespace. It is a child of the hierarchy's root, in
+which processes may stay. What is there is found by looking, so that a context of a ckpt that was killed is found as
+well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from ckpt.errors import UnsupportedError
+from ckpt.kernel import cgroup2
+
+_SO_NETNS_COOKIE = 71
+_PREFIX = "ckpt-"
+_CGROUP = re.compile(r"ckpt-[0-9a-f]+-")
+
+
+def netns_cookie() -> int:
+    """The number of the caller's network namespace that is never given again while the host runs (Linux 5.14)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
+        except OSError as error:
+            raise UnsupportedError(
+                "this kernel has no SO_NETNS_COOKIE",
+                code="context-unsupported",
+                details=str(error),
+                hint="Linux 5.14 has it",
+            ) from error
+
+
+def cgroup_of(name: str, otherwise: Path | None = None) -> Path:
+    """The cgroup that the context called ``name`` has, or would have; see ``cgroup2.root`` for ``otherwise``."""
+    return cgroup2.root(otherwise) / f"{_PREFIX}{netns_cookie():x}-{name}"
+
+
+def make(name: str, otherwise: Path, undo: ExitStack) -> Path:
+    """Make the cgroup of the context called ``name``; undone by ``undo``."""
+    cgroup = cgroup_of(name, otherwise)
+    undo.callback(cgroup2.remove, cgroup)
+    cgroup2.create(cgroup)
+    return cgroup
+
+
+def found() -> Iterator[tuple[str, Path]]:
+    """The contexts of the caller's namespace: name and cgroup, also of one that was only half made."""
+    with contextlib.suppress(UnsupportedError):
+        prefix = f"{_PREFIX}{netns_cookie():x}-"
+        for path in sorted(cgroup2.root().glob(f"{prefix}*")):
+            yield path.name.removeprefix(prefix), path
+
+
+def is_context(cgroup: str) -> bool:
+    """Whether a path within the hierarchy is in a context of ckpt's, of any network namespace."""
+    return _CGROUP.match(_directory(cgroup)) is not None
+
+
+def name_of(cgroup: str) -> str | None:
+    """The name of the context of the caller's namespace that a path within the hierarchy is in; None for none."""
+    prefix, directory = f"{_PREFIX}{netns_cookie():x}-", _directory(cgroup)
+    return directory.removeprefix(prefix) if directory.startswith(prefix) else None
+
+
+def _directory(cgroup: str) -> str:
+    """The part of a path within the hierarchy that would be the name of a context's cgroup."""
+    return cgroup.strip("/").partition("/")[0]
