@@ -5,12 +5,14 @@ Links are names in records and numbers on the wire; the caller gives the mapping
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Mapping
 
 from ckpt.kernel.netlink import attribute, ip_bytes, ip_text, number, parse, string, text, u8, u32
 from ckpt.kernel.rtnl_family import INET, SCOPES, scope_number
 from ckpt.model.network import Address
+from ckpt.model.plenty import in_plenty
 
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 FOREVER = 0xFFFFFFFF
@@ -32,7 +34,9 @@ _ADDRESS_FLAGS = {
 }
 # deprecated follows from the lifetime; the others the kernel takes from nobody (inet6_rtm_newaddr's mask).
 UNSETTABLE_ADDRESS_FLAGS = frozenset({"temporary", "dadfailed", "deprecated", "optimistic", "stable-privacy"})
+_NAMED_FLAGS = sum(_ADDRESS_FLAGS.values())
 _IFA_F_TENTATIVE = 0x40
+_Address = in_plenty(Address)
 
 
 def decode_address(body: bytes, names: Mapping[int, str]) -> Address:
@@ -49,19 +53,24 @@ def decode_address(body: bytes, names: Mapping[int, str]) -> Address:
         preferred, valid = struct.unpack_from("=II", found[_IFA_CACHEINFO])
     ifname = names[index]
     label = text(found.get(_IFA_LABEL, b""))
-    return Address(
+    return _Address(
         ifname=ifname,
         address=f"{ip_text(local)}/{length}",
         peer=f"{ip_text(other)}/{length}" if other != local else "",
         broadcast=ip_text(found[_IFA_BROADCAST]) if _IFA_BROADCAST in found else "",
         scope=SCOPES.get(scope, str(scope)),
         label="" if label == ifname else label,
-        flags=tuple(sorted(name for name, bit in _ADDRESS_FLAGS.items() if bits & bit)),
+        flags=_flag_names(bits & _NAMED_FLAGS),
         valid_lifetime=None if valid == FOREVER else valid,
         preferred_lifetime=None if preferred == FOREVER else preferred,
         metric=number(found.get(_IFA_RT_PRIORITY, b"")),
         protocol=number(found.get(_IFA_PROTO, b"")),
     )
+
+
+@functools.cache
+def _flag_names(bits: int) -> tuple[str, ...]:
+    return tuple(sorted(name for name, bit in _ADDRESS_FLAGS.items() if bits & bit))
 
 
 def is_tentative(body: bytes) -> bool:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from typing import Any
 
 from ckpt.kernel import netlink, rtnl_encap
 from ckpt.kernel.netlink import attribute, ip_bytes, ip_text, nested, number, parse, string, text, u8, u16, u32
 from ckpt.kernel.rtnl_family import INET, SCOPES, scope_number
 from ckpt.model.network import Nexthop, Route, Unread
+from ckpt.model.plenty import in_plenty
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 
@@ -31,11 +33,15 @@ _ROUTE_TYPE_NUMBERS = {name: value for value, name in ROUTE_TYPES.items()}
 
 ROUTE = struct.Struct("=BBBBBBBBI")
 _NEXTHOP = struct.Struct("=HBBi")
+_Route = in_plenty(Route)
 
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 2, 4, 5, 6, 7
 _RTA_METRICS, _RTA_MULTIPATH, _RTA_FLOW, _RTA_CACHEINFO, _RTA_TABLE, _RTA_VIA = 8, 9, 11, 12, 15, 18
 _RTA_PREF, _RTA_ENCAP_TYPE, _RTA_ENCAP, _RTA_EXPIRES, _RTA_NH_ID = 20, 21, 22, 23, 30
 _ROUTE_READ = {1, 2, 4, 5, 6, 7, 8, 9, 11, 12, 15, 18, 20, 21, 22, 23, 24, 30}
+_USUAL = frozenset(
+    {_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_CACHEINFO, _RTA_TABLE, _RTA_PREF}
+)
 _OF_NEXTHOP = {_RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA, _RTA_ENCAP_TYPE, _RTA_ENCAP}
 _HOP_READ = {_RTA_GATEWAY, _RTA_VIA, _RTA_FLOW, _RTA_ENCAP_TYPE, _RTA_ENCAP}
 _ROUTE_FLAGS = {"pervasive": 2, "onlink": 4}
@@ -58,6 +64,7 @@ _METRICS = {
     17: "fastopen_no_cookie",
 }
 _RTAX_CC_ALGO = 16
+_CACHEINFO = struct.Struct("=8xi")  # rta_expires after rta_clntref and rta_lastuse
 _TICKS_PER_SECOND = 100  # USER_HZ, in which cache information counts
 
 
@@ -65,47 +72,59 @@ def decode_route(body: bytes, names: Mapping[int, str], unread: list[Unread]) ->
     """One RTM_NEWROUTE; what the record cannot hold goes to ``unread``."""
     family, length, source_length, tos, table, protocol, scope, kind, flags = ROUTE.unpack_from(body)
     found = parse(body, ROUTE.size)
-    empty = bytes(4 if family == INET[4] else 16)
-    destination = f"{ip_text(found.get(_RTA_DST, empty))}/{length}"
-    metrics = parse(found[_RTA_METRICS]) if _RTA_METRICS in found else {}
-    expires = 0
-    if _RTA_CACHEINFO in found:
-        expires = struct.unpack_from("=IIi", found[_RTA_CACHEINFO])[2]
+    destination = f"{ip_text(found[_RTA_DST] if _RTA_DST in found else bytes(4 if family == INET[4] else 16))}/{length}"
+    more: dict[str, Any] = {}
     # Of ten thousand routes nearly all have nothing of this: asked first, worked out then.
-    for strange in () if found.keys() <= _ROUTE_READ else sorted(found.keys() - _ROUTE_READ):
-        what = f"has the unknown attribute {strange}"
-        unread.append(Unread(code="route-attribute", subject=f"route {destination}", what=what))
-    nexthop_id = number(found[_RTA_NH_ID]) if _RTA_NH_ID in found else 0
-    if nexthop_id:
-        # What the object says is shown beside its number, unless net.ipv4.nexthop_compat_mode is off.
-        found = {one: value for one, value in found.items() if one not in _OF_NEXTHOP}
-    encapsulation, data = _encapsulation(found, destination, unread)
-    for strange in () if not metrics else sorted(metrics.keys() - _METRICS.keys() - {_RTAX_CC_ALGO}):
-        what = f"has the unknown metric {strange}"
-        unread.append(Unread(code="route-attribute", subject=f"route {destination}", what=what))
-    return Route(
+    if not _USUAL.issuperset(found):
+        found, more = _unusual(found, destination, source_length, names, unread)
+    return _Route(
         destination=destination,
-        type=ROUTE_TYPES.get(kind, str(kind)),
+        type=ROUTE_TYPES.get(kind) or str(kind),
         table=number(found[_RTA_TABLE]) if _RTA_TABLE in found else table,
-        ifname=names.get(number(found.get(_RTA_OIF, b"")), ""),
+        ifname=names.get(number(found[_RTA_OIF]), "") if _RTA_OIF in found else "",
         gateway=_gateway(found),
-        nexthop_id=nexthop_id,
-        encapsulation=encapsulation,
-        encapsulation_data=data,
-        source=f"{ip_text(found[_RTA_SRC])}/{source_length}" if _RTA_SRC in found else "",
         preferred_source=ip_text(found[_RTA_PREFSRC]) if _RTA_PREFSRC in found else "",
-        scope=SCOPES.get(scope, str(scope)),
+        scope=SCOPES.get(scope) or str(scope),
         protocol=protocol,
         priority=number(found[_RTA_PRIORITY]) if _RTA_PRIORITY in found else 0,
         tos=tos,
-        flags=() if nexthop_id else _route_flags(flags),
-        nexthops=_nexthops(found[_RTA_MULTIPATH], names, destination, unread) if _RTA_MULTIPATH in found else (),
-        metrics={_METRICS[kind]: number(value) for kind, value in metrics.items() if kind in _METRICS},
-        congestion_control=text(metrics[_RTAX_CC_ALGO]) if _RTAX_CC_ALGO in metrics else "",
-        preference=_preference(found.get(_RTA_PREF, b"\0")),
-        realms=number(found[_RTA_FLOW]) if _RTA_FLOW in found else 0,
-        expires=max(expires // _TICKS_PER_SECOND, 1) if expires > 0 else None,
+        flags=_route_flags(flags) if flags and "nexthop_id" not in more else (),
+        preference=found[_RTA_PREF][0] if _RTA_PREF in found else 0,
+        expires=_expires(found[_RTA_CACHEINFO]) if _RTA_CACHEINFO in found else None,
+        **more,
     )
+
+
+def _unusual(
+    found: netlink.Attributes, destination: str, source_length: int, names: Mapping[int, str], unread: list[Unread]
+) -> tuple[netlink.Attributes, dict[str, Any]]:
+    """The attributes that are left for ``decode_route``, and the fields of the record that the others make."""
+    more: dict[str, Any] = {}
+    strange = [f"attribute {one}" for one in sorted(found.keys() - _ROUTE_READ)]
+    if nexthop_id := number(found.get(_RTA_NH_ID, b"")):
+        # What the object says is shown beside its number, unless net.ipv4.nexthop_compat_mode is off.
+        found = {one: value for one, value in found.items() if one not in _OF_NEXTHOP}
+        more["nexthop_id"] = nexthop_id
+    more["encapsulation"], more["encapsulation_data"] = _encapsulation(found, destination, unread)
+    if _RTA_METRICS in found:
+        metrics = parse(found[_RTA_METRICS])
+        strange += [f"metric {one}" for one in sorted(metrics.keys() - _METRICS.keys() - {_RTAX_CC_ALGO})]
+        more["metrics"] = {_METRICS[kind]: number(value) for kind, value in metrics.items() if kind in _METRICS}
+        more["congestion_control"] = text(metrics.get(_RTAX_CC_ALGO, b""))
+    if _RTA_SRC in found:
+        more["source"] = f"{ip_text(found[_RTA_SRC])}/{source_length}"
+    if _RTA_MULTIPATH in found:
+        more["nexthops"] = _nexthops(found[_RTA_MULTIPATH], names, destination, unread)
+    more["realms"] = number(found.get(_RTA_FLOW, b""))
+    subject = f"route {destination}"
+    unread += [Unread(code="route-attribute", subject=subject, what=f"has the unknown {one}") for one in strange]
+    return found, more
+
+
+def _expires(cache: bytes) -> int | None:
+    """The seconds that remain, of RTA_CACHEINFO."""
+    (ticks,) = _CACHEINFO.unpack_from(cache)
+    return max(ticks // _TICKS_PER_SECOND, 1) if ticks > 0 else None
 
 
 def _encapsulation(found: netlink.Attributes, destination: str, unread: list[Unread]) -> tuple[str, bytes]:
@@ -117,14 +136,10 @@ def _encapsulation(found: netlink.Attributes, destination: str, unread: list[Unr
     return name, data
 
 
-def _preference(value: bytes) -> int:
-    return value[0]
-
-
 def _gateway(found: netlink.Attributes) -> str:
-    if _RTA_VIA in found:
-        return ip_text(found[_RTA_VIA][2:])
-    return ip_text(found[_RTA_GATEWAY]) if _RTA_GATEWAY in found else ""
+    if _RTA_GATEWAY in found:
+        return ip_text(found[_RTA_GATEWAY])
+    return ip_text(found[_RTA_VIA][2:]) if _RTA_VIA in found else ""
 
 
 def _route_flags(bits: int) -> tuple[str, ...]:
