@@ -20,6 +20,7 @@ from ckpt.kernel import netlink, netns, rtnl_kinds, rtnl_link_changes, rtnl_link
 from ckpt.kernel.genetlink import GenericNetlink
 from ckpt.kernel.netlink import Attributes, KernelRefusal, Netlink, attribute, nested, number, pairs, parse, string, u32
 from ckpt.model.network import Link
+from ckpt.model.plenty import replacing
 
 _STRSET_GET, _FEATURES_GET, _FEATURES_SET = 1, 11, 12
 _CHANNELS_GET, _CHANNELS_SET, _COALESCE_GET, _COALESCE_SET = 17, 18, 19, 20
@@ -31,6 +32,7 @@ _HW, _WANTED = 2, 3
 _BITS, _BITSET_VALUE, _BIT, _BIT_NAME, _BIT_VALUE = 3, 4, 1, 2, 3
 _MOST_CHANNELS = {"rx": 2, "tx": 3, "combined": 5}
 _CHANNELS = {"rx": 6, "tx": 7, "combined": 9}
+_OF_CHANNELS = (*_MOST_CHANNELS.values(), *_CHANNELS.values())
 _COALESCE = {"rx_usecs": 2, "rx_frames": 3, "tx_usecs": 6, "tx_frames": 7}
 
 Features = Mapping[str, bool]
@@ -44,6 +46,7 @@ class Channels(NamedTuple):
 
 
 _NONE = Channels({}, 0)
+_with = replacing(Link)
 
 
 class Ethtool:
@@ -63,18 +66,26 @@ class Ethtool:
         """By the index of a link, the features that can be changed and whether they are wanted."""
         names = self._names()
         found = {}
+        alike: dict[tuple[bytes, bytes], dict[str, bool]] = {}  # of a thousand links most are
         for index, attributes in self._dump(_FEATURES_GET):
-            changeable, wanted = _bits(attributes[_HW]), _bits(attributes[_WANTED])
-            found[index] = {names[one]: one in wanted for one in sorted(changeable) if one in names}
+            both = attributes[_HW], attributes[_WANTED]
+            if both not in alike:
+                changeable, wanted = map(_bits, both)
+                alike[both] = {names[one]: one in wanted for one in sorted(changeable) if one in names}
+            found[index] = alike[both]
         return found
 
     def channels(self) -> dict[int, Channels]:
         """By the index of a link, the numbers of queues in use, of those that have more than one; and how many."""
         found = {}
+        alike: dict[tuple[bytes, ...], Channels] = {}
         for index, attributes in self._dump(_CHANNELS_GET):
-            most = {name: number(attributes.get(one, b"")) for name, one in _MOST_CHANNELS.items()}
-            counts = {name: number(attributes.get(one, b"")) for name, one in _CHANNELS.items()}
-            found[index] = Channels({name: counts[name] for name in counts if most[name] > 1}, most["rx"])
+            values = tuple(attributes.get(one, b"") for one in _OF_CHANNELS)
+            if values not in alike:
+                counts = dict(zip(_OF_CHANNELS, map(number, values), strict=True))
+                used = {name: counts[one] for name, one in _CHANNELS.items() if counts[_MOST_CHANNELS[name]] > 1}
+                alike[values] = Channels(used, counts[_MOST_CHANNELS["rx"]])
+            found[index] = alike[values]
         return found
 
     def coalescing(self) -> dict[int, dict[str, int]]:
@@ -125,22 +136,22 @@ def with_settings(space: int, links: Iterable[Link]) -> tuple[Link, ...]:
     with Ethtool(space) as connection:
         features, channels, coalescing = connection.features(), connection.channels(), connection.coalescing()
     found = []
+    changed: dict[tuple[int, int], Features] = {}
     for link in links:
-        usual = _untouched(link.kind, link.options.get("type", "1"))
-        now = features.get(link.ifindex, {})
-        found.append(
-            replace(
-                link,
-                features={name: value for name, value in now.items() if usual.get(name) != value},
-                channels=channels.get(link.ifindex, _NONE).used,
-                # A kernel without receive steering (CONFIG_RPS) tells of these queues only here.
-                rx_queues=link.rx_queues or channels.get(link.ifindex, _NONE).receiving,
-                coalescing=coalescing.get(link.ifindex, {}),
-            )
-        )
+        usual, now = _untouched(link.kind, link.options.get("type", "1")), features.get(link.ifindex, _NOTHING)
+        if (alike := (id(usual), id(now))) not in changed:
+            changed[alike] = {name: value for name, value in now.items() if usual.get(name) != value}
+        used, receiving = channels.get(link.ifindex, _NONE)
+        # A kernel without receive steering (CONFIG_RPS) tells of these queues only here.
+        queues = link.rx_queues or receiving
+        waiting = coalescing.get(link.ifindex, {})
+        if changed[alike] or used or waiting or queues != link.rx_queues:
+            link = _with(link, features=changed[alike], channels=used, rx_queues=queues, coalescing=waiting)
+        found.append(link)
     return tuple(found)
 
 
+_NOTHING: dict[str, bool] = {}
 _LOWER = "lower"
 
 

@@ -117,7 +117,7 @@ class Netlink:
     def request(self, kind: int, payload: bytes, flags: int = 0) -> list[tuple[int, bytes]]:
         """Send one message and wait for its acknowledgement; replies before it are returned. Raises KernelRefusal."""
         self._send(kind, payload, NLM_F_REQUEST | NLM_F_ACK | flags)
-        return list(self._replies())
+        return self._replies()
 
     def requests(self, messages: Sequence[tuple[int, bytes, int]]) -> list[KernelRefusal | None]:
         """Send (type, payload, flags) messages, each whatever became of those before it; what is said to each.
@@ -131,12 +131,11 @@ class Netlink:
 
     def _send_many(self, messages: Sequence[tuple[int, bytes, int]]) -> list[KernelRefusal | None]:
         first = self._sequence + 1
+        self._sequence += len(messages)
         parts: list[bytes] = []
-        for kind, payload, flags in messages:
-            self._sequence += 1
-            size = _HEADER.size + len(payload)
-            asked = NLM_F_REQUEST | flags | (NLM_F_ACK if self._sequence - first == len(messages) - 1 else 0)
-            parts += [_HEADER.pack(size, kind, asked, self._sequence, 0), payload, b"\0" * (-size % 4)]
+        for sequence, (kind, payload, flags) in enumerate(messages, first):
+            asked = NLM_F_REQUEST | flags if sequence != self._sequence else NLM_F_REQUEST | NLM_F_ACK | flags
+            parts += (_HEADER.pack(16 + len(payload), kind, asked, sequence, 0), payload, b"\0" * (-len(payload) % 4))
         self._socket.send(b"".join(parts))
         said: list[KernelRefusal | None] = [None] * len(messages)
         while True:
@@ -155,7 +154,7 @@ class Netlink:
         for _ in range(_DUMP_ATTEMPTS):
             self._send(kind, payload, NLM_F_REQUEST | NLM_F_DUMP)
             try:
-                return list(self._replies())
+                return self._replies()
             except InterruptedError:
                 continue
         raise NetworkError(
@@ -212,21 +211,26 @@ class Netlink:
         self._sequence += 1
         self._socket.send(_HEADER.pack(_HEADER.size + len(payload), kind, flags, self._sequence, 0) + payload)
 
-    def _replies(self) -> Iterator[tuple[int, bytes]]:
+    def _replies(self) -> list[tuple[int, bytes]]:
         """The replies to the last message up to its end; InterruptedError after the end of an inconsistent dump."""
-        interrupted = False
+        # As _messages(), written out: a large namespace has tens of thousands of them.
+        found: list[tuple[int, bytes]] = []
+        interrupted, mine, unpack = 0, self._sequence, _HEADER.unpack_from
         while True:
             data = self._socket.recv(1 << 18)
-            for kind, flags, sequence, body in _messages(data):
-                if sequence != self._sequence:
-                    continue  # the rest of a dump that was given up
-                interrupted = interrupted or bool(flags & NLM_F_DUMP_INTR)
-                if kind in (_NLMSG_ERROR, _NLMSG_DONE):
-                    _raise_refusal(kind, flags, body)
-                    if interrupted:
-                        raise InterruptedError
-                    return
-                yield kind, body
+            offset, end = 0, len(data)
+            while offset + 16 <= end:
+                length, kind, flags, sequence, _ = unpack(data, offset)
+                # Another sequence is of the rest of a dump that was given up.
+                if sequence == mine:
+                    interrupted |= flags & NLM_F_DUMP_INTR
+                    if kind in (_NLMSG_ERROR, _NLMSG_DONE):
+                        _raise_refusal(kind, flags, data[offset + 16 : offset + length])
+                        if interrupted:
+                            raise InterruptedError
+                        return found
+                    found.append((kind, data[offset + 16 : offset + length]))
+                offset += (length + 3) & ~3
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:

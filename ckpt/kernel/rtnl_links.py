@@ -7,11 +7,13 @@ mirror, which makes and changes links, is ``rtnl_link_changes``.
 from __future__ import annotations
 
 import errno
+import functools
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ckpt.kernel import netlink, rtnl_bridge_options, rtnl_codecs, rtnl_kinds
+from ckpt.kernel.layouts import Layouts
 from ckpt.kernel.netlink import Attributes, KernelRefusal, Netlink, attribute, number, parse, string, text, u32
 from ckpt.kernel.rtnl_link_numbers import (
     AF_INET6,
@@ -42,6 +44,7 @@ from ckpt.kernel.rtnl_link_numbers import (
     header,
 )
 from ckpt.model.network import Counterpart, Link, Place, Unread
+from ckpt.model.plenty import in_plenty
 from ckpt.model.travel import TUNNELS
 
 _RTM_GETLINK = 18
@@ -53,6 +56,7 @@ _READ = {1, 2, 3, 4, 5, 6, 10, 13, 18, 20, 26, 27, 31, 32, 37, 43, 52, *LIMITS}
 # What the kernel works out or counts: statistics, states, identities of hardware, bounds of the driver.
 _WORKED_OUT = {7, 12, 14, 16, 17, 21, 23, 24, 30, 33, 34, 35, 36, 38, 39, 42, 44, 45, 46, 47, 48, 50, 51, 54, 56, 57}
 _WORKED_OUT |= {59, 60, 61, 62, 65, 66, 67, 68, 69}
+_KNOWN = frozenset(_READ | _WORKED_OUT)
 _XDP_ATTACHED = 2
 _NETNSA_NSID = 1
 _NETNSA_FD = 3
@@ -60,6 +64,10 @@ _RTEXT_FILTER_SKIP_STATS = 8
 _ARPHRD_LOOPBACK = 772
 _IFF_RUNNING = 0x40
 _IFF_LOWER_UP = 0x10000
+
+
+_NAMED_FLAGS = sum(FLAGS.values())
+_Link = in_plenty(Link)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +143,8 @@ class RawLink:
 def read_raw(connection: Netlink) -> dict[int, RawLink]:
     """Every link of the socket's namespace by its index, in the kernel's order."""
     request = header() + attribute(_IFLA_EXT_MASK, u32(_RTEXT_FILTER_SKIP_STATS))
-    found = (decode(body) for kind, body in connection.dump(_RTM_GETLINK, request) if kind == RTM_NEWLINK)
+    layouts = Layouts(HEADER.size)
+    found = (decode(body, layouts) for kind, body in connection.dump(_RTM_GETLINK, request) if kind == RTM_NEWLINK)
     return {link.index: link for link in found}
 
 
@@ -169,11 +178,16 @@ def read_one(connection: Netlink, *, ifindex: int = 0, ifname: str = "") -> RawL
     return next((decode(body) for kind, body in replies if kind == RTM_NEWLINK), None)
 
 
-def decode(body: bytes) -> RawLink:
-    """One message about a link, taken apart."""
+def decode(body: bytes, layouts: Layouts | None = None) -> RawLink:
+    """One message about a link, taken apart; one of many by the ``layouts`` of all."""
     _, hardware, index, flags, _ = HEADER.unpack_from(body)
-    attributes = parse(body, HEADER.size)
+    attributes = layouts.parse(body) if layouts else parse(body, HEADER.size)
     return RawLink(index, hardware, flags, attributes, parse(attributes.get(IFLA_LINKINFO, b"")))
+
+
+@functools.cache
+def _flag_names(bits: int) -> tuple[str, ...]:
+    return tuple(sorted(name for name, bit in FLAGS.items() if bits & bit))
 
 
 def named(link: Link) -> RawLink:
@@ -202,7 +216,7 @@ class LinkReader:
         self._note_unread(raw)
         token = parse(parse(found.get(IFLA_AF_SPEC, b"")).get(AF_INET6, b"")).get(INET6_TOKEN, b"")
         broadcast = found.get(IFLA_BROADCAST, b"")
-        return Link(
+        return _Link(
             ifname=raw.ifname,
             kind=raw.kind,
             ifindex=raw.index,
@@ -211,7 +225,7 @@ class LinkReader:
             mtu=raw.integer(IFLA_MTU),
             txqlen=raw.integer(IFLA_TXQLEN),
             group=raw.integer(IFLA_GROUP),
-            flags=tuple(sorted(name for name, bit in FLAGS.items() if raw.flags & bit)),
+            flags=_flag_names(raw.flags & _NAMED_FLAGS),
             alias=text(found.get(IFLA_IFALIAS, b"")),
             altnames=tuple(
                 text(value) for kind, value in netlink.pairs(found.get(IFLA_PROP_LIST, b"")) if kind == IFLA_ALT_IFNAME
@@ -261,8 +275,8 @@ class LinkReader:
         return Counterpart(place=Place.ELSEWHERE, ifindex=index)
 
     def _note_unread(self, raw: RawLink) -> None:
-        strange = raw.attributes.keys() - _READ - _WORKED_OUT
-        self._note_attributes(raw, "link", sorted(strange))
+        if not _KNOWN.issuperset(raw.attributes):
+            self._note_attributes(raw, "link", sorted(raw.attributes.keys() - _KNOWN))
         if any(parse(raw.attributes.get(_IFLA_XDP, b"")).get(_XDP_ATTACHED, b"")):
             self._note(raw, "link-xdp", "has an XDP program attached")
 
