@@ -14,7 +14,7 @@ from ckpt.model.network import Link, Place, Unread
 # include/uapi/linux/bpf.h, enum bpf_attach_type
 _OF_NAMESPACE = {17: "flow dissector", 36: "socket lookup"}
 _OF_PAIR = {54: "netkit primary", 55: "netkit peer"}
-_OF_LINK = {46: "tcx ingress", 47: "tcx egress", **_OF_PAIR}
+_OF_LINK = {46: "tcx ingress", 47: "tcx egress"}
 
 
 def read(netns: int, links: Iterable[Link]) -> tuple[Unread, ...]:
@@ -30,7 +30,7 @@ def _found(netns: int, links: Iterable[Link]) -> Iterator[Unread]:
         if _count(netns, kind):
             yield Unread(code="bpf-attached", subject="network namespace", what=f"has a BPF program as {name}")
     for link in links:
-        for kind, name in _OF_LINK.items():
+        for kind, name in (_OF_LINK | _OF_PAIR if link.kind == "netkit" else _OF_LINK).items():
             if _count(link.ifindex, kind):
                 yield Unread(code="bpf-attached", subject=f"link {link.ifname}", what=f"has a BPF program at {name}")
 

@@ -123,7 +123,7 @@ def with_orders(netns: int, links: Sequence[Link]) -> tuple[Link, ...]:
         for link in links:
             if link.kind == KIND:
                 numbers |= _order(link.ifname)
-    return tuple(replace(link, port_number=numbers.get(link.ifname, link.port_number)) for link in links)
+    return tuple(replace(link, port_number=numbers[link.ifname]) if link.ifname in numbers else link for link in links)
 
 
 def _order(bond: str) -> dict[str, int]:

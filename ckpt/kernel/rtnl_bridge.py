@@ -67,21 +67,23 @@ def read_forwarding(connection: Netlink, names: Mapping[int, str], unread: list[
         if kind != _RTM_NEWNEIGH or body[0] != AF_BRIDGE or is_learnt(body):
             continue
         entry = _decode(body, names, unread)
-        if entry is not None and not _is_joined(entry):
+        if entry is not None:
             found.append(entry)
     return tuple(sorted(found, key=repr))
 
 
-def _is_joined(entry: ForwardingEntry) -> bool:
+def _is_joined(flags: int, found: Attributes) -> bool:
     """Whether it is a group on a link's own list, which who has joined it joins again."""
-    group = bytes.fromhex(entry.mac.replace(":", ""))[:1]
-    return entry.owner == "self" and not entry.destination and not entry.nexthop and bool(group[0] & _MULTICAST)
+    elsewhere = _DST in found or _NH_ID in found
+    return bool(flags & _NTF_SELF) and not elsewhere and bool(found[_LLADDR][0] & _MULTICAST)
 
 
 def _decode(body: bytes, names: Mapping[int, str], unread: list[Unread]) -> ForwardingEntry | None:
     _, index, state, flags, _ = _NEIGHBOUR.unpack_from(body)
     found = parse(body, _NEIGHBOUR.size)
     if index not in names or _LLADDR not in found or number(found.get(_FLAGS_EXT, b"")) & _NTF_EXT_LOCKED:
+        return None
+    if _is_joined(flags, found):
         return None
     mac = netlink.mac_text(found[_LLADDR])
     what = f"has the forwarding entry {mac} with the unknown attribute"

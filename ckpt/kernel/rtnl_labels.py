@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Mapping
 
@@ -13,6 +14,7 @@ from ckpt.model.network import Unread
 _AF_MPLS, _AF_PACKET = 28, 17
 _RTA_DST, _RTA_OIF, _RTA_MULTIPATH, _RTA_VIA, _RTA_NEWDST, _RTA_TTL_PROPAGATE = 1, 4, 9, 18, 19, 26
 _READ = {_RTA_DST, _RTA_OIF, _RTA_MULTIPATH, 15, _RTA_VIA, _RTA_NEWDST, _RTA_TTL_PROPAGATE}
+_SYSCTLS = "/proc/sys/net"
 _LABEL_BITS = 20
 _LABEL_SHIFT = 12
 _BOTTOM = 1 << 8
@@ -23,6 +25,9 @@ _COLONS_IN_MAC = 5
 
 def read(connection: Netlink, names: Mapping[int, str], unread: list[Unread]) -> tuple[LabelRoute, ...]:
     """All routes of the socket's namespace."""
+    # A kernel without label switching answers with the routes of all other families (rtnl_dump_all).
+    if os.path.isdir(_SYSCTLS) and not os.path.isdir(f"{_SYSCTLS}/mpls"):
+        return ()
     try:
         messages = connection.dump(rtnl_routes.RTM_GETROUTE, rtnl_routes.ROUTE.pack(_AF_MPLS, 0, 0, 0, 0, 0, 0, 0, 0))
     except KernelRefusal:

@@ -69,7 +69,7 @@ def read(netns: int, links: Sequence[Link]) -> tuple[tuple[Team, ...], tuple[Unr
 def numbered(links: Iterable[Link], teams: Iterable[Team]) -> tuple[Link, ...]:
     """``links``, in which the ports of ``teams`` have the numbers by which their team has them."""
     numbers = {port.ifname: at for team in teams for at, port in enumerate(team.ports, 1)}
-    return tuple(replace(link, port_number=numbers.get(link.ifname, link.port_number)) for link in links)
+    return tuple(replace(link, port_number=numbers[link.ifname]) if link.ifname in numbers else link for link in links)
 
 
 def _read_one(connection: GenericNetlink, link: Link, names: Mapping[int, str], unread: list[Unread]) -> Team:
