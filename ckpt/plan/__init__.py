@@ -150,6 +150,7 @@ def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
 def _make_links(links: Sequence[Link], outside: Container[str]) -> Iterable[Step]:
     made: set[str] = set()
     by_name = {link.ifname: link for link in links}
+    room = _room(links)
     for link in links:
         if link.ifname in made:
             continue
@@ -161,17 +162,25 @@ def _make_links(links: Sequence[Link], outside: Container[str]) -> Iterable[Step
         peer = by_name.get(paired.ifname) if paired and paired.place is Place.INSIDE else None
         if peer is not None:
             made.add(peer.ifname)
-        if peer is not None:
-            peer = _roomy(peer, links)
-        yield MakeLink(link=_roomy(link, links), peer=peer, from_outside=link.ifname in outside)
+            peer = _roomy(peer, room)
+        yield MakeLink(link=_roomy(link, room), peer=peer, from_outside=link.ifname in outside)
         if paired and paired.place is Place.CALLER:
             yield PlaceCounterpart(link=link)
 
 
-def _roomy(link: Link, links: Sequence[Link]) -> Link:
-    """``link`` with room for all that stands on it: a vxlan may have a larger MTU than there is room for by now."""
-    on_it = [one for one in links if one.counterpart is not None and one.counterpart.ifname == link.ifname]
-    needed = max((one.mtu + _headers(one) for one in on_it if one.kind == "vxlan"), default=0)
+def _room(links: Iterable[Link]) -> dict[str, int]:
+    """The MTUs that links need which vxlans stand on: one may have a larger MTU than there is room for by now."""
+    needed: dict[str, int] = {}
+    for link in links:
+        if link.kind == "vxlan" and link.counterpart is not None:
+            below = link.counterpart.ifname
+            needed[below] = max(link.mtu + _headers(link), needed.get(below, 0))
+    return needed
+
+
+def _roomy(link: Link, room: Mapping[str, int]) -> Link:
+    """``link`` with room for all that stands on it."""
+    needed = room.get(link.ifname, 0)
     return replace(link, mtu=needed) if 0 < link.mtu < needed else link
 
 
