@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 
+from ckpt.kernel.layouts import Layouts
 from ckpt.kernel.netlink import Netlink, attribute, number, parse, text, u32
 
 Marks = Mapping[str, int]
@@ -70,7 +71,11 @@ _NEIGH = {
     "mcast_resolicit": 17,
     "interval_probe_time_ms": 19,
 }
+_NEIGH_NUMBERS = tuple(sorted({*_NEIGH.values()}))
+_CONF, _CONF6 = "net/ipv4/conf", "net/ipv6/conf"
 _NEIGH_TREES = {"arp_cache": "net/ipv4/neigh", "ndisc_cache": "net/ipv6/neigh"}
+TREES = frozenset({_CONF, _CONF6, *_NEIGH_TREES.values()})
+"""The directories below /proc/sys of which netlink says which links they hold."""
 
 
 def read_marks(netns: int) -> dict[tuple[str, str], Marks]:
@@ -84,17 +89,19 @@ def read_marks(netns: int) -> dict[tuple[str, str], Marks]:
 
 def _confs(connection: Netlink, names: dict[int, str]) -> Iterator[tuple[tuple[str, str], Marks]]:
     known: dict[tuple[str, bytes], Marks] = {}
+    layouts = Layouts(_IFINFO.size)
     for _, body in connection.dump(_RTM_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0) + _WITHOUT_STATISTICS):
-        attributes = parse(body, _IFINFO.size)
+        attributes = layouts.parse(body)
         ifname = text(attributes[_IFLA_IFNAME])
         names[_IFINFO.unpack_from(body)[2]] = ifname
         families = parse(attributes.get(_IFLA_AF_SPEC, b""))
         four = parse(families.get(_AF_INET, b"")).get(_IFLA_INET_CONF, b"")
         six = parse(families.get(_AF_INET6, b"")).get(_IFLA_INET6_CONF, b"")
-        for tree, listed, data in (("net/ipv4/conf", _INET, four), ("net/ipv6/conf", _INET6, six)):
+        for tree, listed, data in ((_CONF, _INET, four), (_CONF6, _INET6, six)):
             if (tree, data) not in known:
                 known[tree, data] = _numbered(listed, data)
-            yield (tree, ifname), known[tree, data]
+            if data:
+                yield (tree, ifname), known[tree, data]
 
 
 def _numbered(names: str, data: bytes) -> Marks:
@@ -104,13 +111,14 @@ def _numbered(names: str, data: bytes) -> Marks:
 
 def _neighs(connection: Netlink, names: Mapping[int, str]) -> Iterator[tuple[tuple[str, str], Marks]]:
     known: dict[tuple[bytes, ...], Marks] = {}
+    layouts = Layouts()
     for _, body in connection.dump(_RTM_GETNEIGHTBL, _NDTMSG.pack(0, 0)):
         attributes = parse(body, _NDTMSG.size)
         tree = _NEIGH_TREES.get(text(attributes.get(_NDTA_NAME, b"")))
-        values = parse(attributes.get(_NDTA_PARMS, b""))
+        values = layouts.parse(attributes.get(_NDTA_PARMS, b""))
         ifname = names.get(number(values.get(_NDTPA_IFINDEX, b"")))
         if tree is not None and ifname is not None:
-            numbers = tuple(values.get(kind, b"") for kind in _NEIGH.values())
+            numbers = tuple([values.get(kind, b"") for kind in _NEIGH_NUMBERS])
             if numbers not in known:
                 known[numbers] = {name: number(values[kind]) for name, kind in _NEIGH.items() if kind in values}
             yield (tree, ifname), known[numbers]

@@ -22,6 +22,7 @@ from ckpt.kernel.netns import create, entered
 _ROOT = "/proc/sys"
 _DEVICE_TREES = ("net/ipv4/conf", "net/ipv6/conf", "net/ipv4/neigh", "net/ipv6/neigh", "net/mpls/conf")
 _TEMPLATES = ("all", "default")
+_NO_MARKS: devconf.Marks = {}
 
 _LONGEST = 1 << 16
 
@@ -70,6 +71,7 @@ def read(netns: int, *, made: Container[str] = ()) -> Sysctls:
     walk = _Walk(devconf.read_marks(netns), made)
     with entered(netns):
         walk.enter("net")
+        walk.enter_devices()
     return walk.found
 
 
@@ -88,7 +90,8 @@ class _Walk:
     """One walk through a namespace's files. A thousand links have a hundred thousand, so few of them are opened.
 
     All links have the same files in a tree; what is in them is told apart by the numbers behind them (`devconf`), and
-    read once for each number. Only what has no number is read for every link.
+    read once for each number. Only what has no number is read for every link. Which links there are in a tree is known
+    from there, too: to be listed in a directory, the kernel makes an inode of each.
     """
 
     def __init__(self, marks: Mapping[tuple[str, str], devconf.Marks], made: Container[str] = ()) -> None:
@@ -96,28 +99,42 @@ class _Walk:
         self._marks = marks
         self._made = made
         self._names: dict[str, tuple[str, ...]] = {}
+        self._unmarked: dict[tuple[str, int], tuple[str, ...]] = {}
         self._texts: dict[tuple[str, str, int], str | None] = {}
         self._alike: dict[object, dict[str, str]] = {}
 
     def enter(self, directory: str) -> None:
         """Take the values of all keys below ``directory``."""
+        if directory in devconf.TREES:
+            for template in _TEMPLATES:
+                # Outside the first namespace the neighbour tables have none.
+                if os.path.isdir(f"{_ROOT}/{directory}/{template}"):
+                    self.enter(f"{directory}/{template}")
+            return
         with os.scandir(f"{_ROOT}/{directory}") as found:
             entries = sorted(found, key=lambda entry: entry.name)
         for entry in entries:
             key = f"{directory}/{entry.name}"
             if directory in _DEVICE_TREES and entry.name not in _TEMPLATES:
-                self.found.devices[directory, entry.name] = self._of_device(directory, entry.name)
+                self.found.devices[directory, entry.name] = self._of_device(directory, entry.name, _NO_MARKS)
             elif entry.is_dir():
                 self.enter(key)
             elif _is_kept(entry, key) and (value := _read(key)) is not None:
                 self.found.plain[key] = value
 
-    def _of_device(self, tree: str, device: str) -> dict[str, str]:
-        marks = self._marks.get((tree, device), {})
+    def enter_devices(self) -> None:
+        """Take the values of all links of which netlink shows numbers."""
+        for (tree, device), marks in self._marks.items():
+            if device not in _TEMPLATES:  # the kernel keeps no files for a link of such a name
+                self.found.devices[tree, device] = self._of_device(tree, device, marks)
+
+    def _of_device(self, tree: str, device: str, marks: devconf.Marks) -> dict[str, str]:
         if tree not in self._names:
             with os.scandir(f"{_ROOT}/{tree}/{device}") as found:
                 self._names[tree] = tuple(sorted(one.name for one in found if _is_kept(one, "")))
-        unmarked = () if device in self._made else (name for name in self._names[tree] if name not in marks)
+        if (tree, id(marks)) not in self._unmarked:
+            self._unmarked[tree, id(marks)] = tuple(name for name in self._names[tree] if name not in marks)
+        unmarked = () if device in self._made else self._unmarked[tree, id(marks)]
         own = {name: _read(f"{tree}/{device}/{name}") for name in unmarked}
         alike = (tree, id(marks), *own.items())
         if alike not in self._alike:
