@@ -71,22 +71,33 @@ class RouteMaker:
             if refusal is not None:
                 with naming("address-refused", f"address {address.address} of {address.ifname}", "add"):
                     raise refusal
-        if any(":" in address.address for address in missing):
-            self._await_addresses(missing)
+        six = [address for address in added if ":" in address.address]
+        if six:
+            self._await_addresses(six)
 
     def _await_addresses(self, added: Sequence[Address]) -> None:
-        """Wait until the kernel has finished with IPv6 addresses, which it does a moment later, in a worker."""
+        """Wait until the kernel has finished with IPv6 addresses, which it does a moment later, in a worker.
+
+        It takes one after the other: as long as it has not come to the last, there is no need to list a thousand.
+        """
         deadline = time.monotonic() + _SETTLING
-        while rtnl.has_tentative(self._target.inside):
+        while self._is_tentative(added[-1]) or rtnl.has_tentative(self._target.inside):
             if time.monotonic() > deadline:
                 raise NetworkError(
                     "IPv6 addresses stay tentative",
                     code="address-tentative",
-                    details=", ".join(address.address for address in added if ":" in address.address),
+                    details=", ".join(address.address for address in added),
                 )
             time.sleep(0.001)
         # The worker holds the lock that this waits for, until the address's own route is there too.
         rtnl_link_changes.touch(self._target.inside, self._target.indices["lo"])
+
+    def _is_tentative(self, address: Address) -> bool:
+        request = rtnl_addresses.asking(address, self._target.indices)
+        with contextlib.suppress(KernelRefusal):  # there is none any more, or this kernel lists only all
+            found = self._target.inside.request(rtnl_addresses.RTM_GETADDR, request)
+            return any(rtnl_addresses.is_tentative(body) for _, body in found)
+        return False
 
     def set_nexthops(self, step: steps.SetNexthops) -> None:
         """Make the next hops that routes name by number."""

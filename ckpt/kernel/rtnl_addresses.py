@@ -75,7 +75,13 @@ def _flag_names(bits: int) -> tuple[str, ...]:
 
 def is_tentative(body: bytes) -> bool:
     """Whether the address of one RTM_NEWADDR is tentative."""
-    return bool(number(parse(body, ADDRESS.size).get(_IFA_FLAGS, b"")) & _IFA_F_TENTATIVE)
+    return bool(ADDRESS.unpack_from(body)[2] & _IFA_F_TENTATIVE)
+
+
+def asking(address: Address, indices: Mapping[str, int]) -> bytes:
+    """The body of the RTM_GETADDR for the IPv6 ``address`` alone."""
+    header = ADDRESS.pack(INET[6], 0, 0, 0, indices[address.ifname])
+    return header + attribute(_IFA_LOCAL, ip_bytes(address.address.partition("/")[0]))
 
 
 def encode_address(address: Address, indices: Mapping[str, int]) -> bytes:
