@@ -67,6 +67,8 @@ class _Applier:
     def run(self, wanted: Sequence[steps.Step]) -> None:
         self._target.learn()
         for step in wanted:
+            if not isinstance(step, steps.MakeLink):
+                self._links.make_waiting()
             if not isinstance(step, steps.BringUp):
                 self._links.raise_links()
             match step:
@@ -127,6 +129,7 @@ class _Applier:
                     self._settle_sysctls(step)
                 case steps.SetTokens():
                     self._set_tokens(step)
+        self._links.make_waiting()
         self._links.raise_links()
 
     def _set_traffic(self, step: steps.SetTraffic) -> None:

@@ -32,35 +32,55 @@ class LinkMaker:
     def __init__(self, target: Target) -> None:
         self._target = target
         self.made: set[str] = set()
+        self._waiting: list[tuple[str, rtnl_link_changes.Message]] = []
         self._rising: list[steps.BringUp] = []
 
     def make_link(self, step: steps.MakeLink) -> None:
-        """Make a link, and its peer."""
+        """Make a link, and its peer: with all those whose turn comes next, by ``make_waiting``, where it can be."""
         link, peer = ethtool.sparing(step.link), step.peer and ethtool.sparing(step.peer)
         other = link.counterpart
         outside = f" with {other.ifname} outside" if other and other.place is Place.CALLER and other.ifname else ""
-        with naming("link-refused", f"link {link.ifname} of kind {link.kind}{outside}"):
-            if link.kind == "tun":
-                tun.make(self._target.netns, link)
-            elif step.from_outside:
-                self._make_on(self._target.outside, link, 0)
-            elif other is None or other.place is Place.INSIDE:
-                lower = (
-                    0 if peer is not None or other is None else self._target.indices.get(other.ifname, other.ifindex)
-                )
-                if peer is not None:
-                    rtnl_link_changes.make_pair(self._target.inside, link, peer, self._target.netns)
-                else:
-                    rtnl_link_changes.make(self._target.inside, link, lower=lower)
-            elif other.place is Place.ELSEWHERE:
-                self._make_across(link, other, peer)
-            else:
-                self._make_to_caller(link, other)
-        for one in (link, peer) if peer else (link,):
+        subject = f"link {link.ifname} of kind {link.kind}{outside}"
+        both = (link, peer) if peer else (link,)
+        inside = link.kind != "tun" and not step.from_outside and (other is None or other.place is Place.INSIDE)
+        if inside:
+            self._waiting.append((subject, self._making(link, other, peer)))
+        if not inside or not all(one.ifindex for one in both):
+            self.make_waiting()
+        if not inside:
+            with naming("link-refused", subject):
+                self._make_alone(step, link, other, peer)
+        for one in both:
             # An index that is asked for is had, or the link is refused.
             made = None if one.ifindex else rtnl_links.read_one(self._target.inside, ifname=one.ifname)
             self._target.indices[one.ifname] = made.index if made else one.ifindex
             self.made.add(one.ifname)
+
+    def _making(self, link: Link, other: Counterpart | None, peer: Link | None) -> rtnl_link_changes.Message:
+        """What makes a link all of which is in the namespace."""
+        if peer is not None:
+            return rtnl_link_changes.making_pair(link, peer, self._target.netns)
+        lower = self._target.indices.get(other.ifname, other.ifindex) if other else 0
+        return rtnl_link_changes.making(link, lower=lower)
+
+    def make_waiting(self) -> None:
+        """Make those whose turn it is, in their order; the first that is refused is said."""
+        waiting, self._waiting = self._waiting, []
+        said = self._target.inside.requests([message for _, message in waiting])
+        for (subject, _), refusal in zip(waiting, said, strict=True):
+            if refusal is not None:
+                with naming("link-refused", subject):
+                    raise refusal
+
+    def _make_alone(self, step: steps.MakeLink, link: Link, other: Counterpart | None, peer: Link | None) -> None:
+        if link.kind == "tun":
+            tun.make(self._target.netns, link)
+        elif step.from_outside or other is None:
+            self._make_on(self._target.outside, link, 0)
+        elif other.place is Place.ELSEWHERE:
+            self._make_across(link, other, peer)
+        else:
+            self._make_to_caller(link, other)
 
     def _make_to_caller(self, link: Link, other: Counterpart) -> None:
         """Make a link whose counterpart is in the caller's namespace; asked for from inside, see ``_make_across``."""

@@ -191,7 +191,7 @@ def sparing(link: Link) -> Link:
     """
     if link.kind != "veth" or dict(link.channels) != _ONE_OF_EACH:
         return link
-    return replace(link, tx_queues=0, rx_queues=0) if (link.tx_queues, link.rx_queues) == _usual_queues() else link
+    return _with(link, tx_queues=0, rx_queues=0) if (link.tx_queues, link.rx_queues) == _usual_queues() else link
 
 
 @functools.cache

@@ -133,9 +133,13 @@ class Netlink:
         first = self._sequence + 1
         self._sequence += len(messages)
         parts: list[bytes] = []
+        pack = _HEADER.pack
         for sequence, (kind, payload, flags) in enumerate(messages, first):
             asked = NLM_F_REQUEST | flags if sequence != self._sequence else NLM_F_REQUEST | NLM_F_ACK | flags
-            parts += (_HEADER.pack(16 + len(payload), kind, asked, sequence, 0), payload, b"\0" * (-len(payload) % 4))
+            size = len(payload)
+            parts += (pack(16 + size, kind, asked, sequence, 0), payload)
+            if size & 3:
+                parts.append(b"\0" * (-size & 3))
         self._socket.send(b"".join(parts))
         said: list[KernelRefusal | None] = [None] * len(messages)
         while True:

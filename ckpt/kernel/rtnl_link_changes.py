@@ -6,6 +6,7 @@ The mirror of ``rtnl_links``. Which link is made when, and in which namespace a 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 
 from ckpt.kernel import netlink, rtnl_bond, rtnl_codecs, rtnl_kinds, rtnl_virtual
 from ckpt.kernel.netlink import Netlink, attribute, nested, string, u32
@@ -47,22 +48,32 @@ _IFLA_NEW_IFINDEX = 49
 _VETH_INFO_PEER = 1
 _INET6_ADDR_GEN_MODE = 8
 _SETTABLE = sum(FLAGS.values())
+_KEPT = attrgetter(
+    "mtu", "group", "limits", "txqlen", "mac", "broadcast", "alias", "options", "port_options", "altnames"
+)
+Message = tuple[int, bytes, int]
+"""The type, the payload and the flags of a message to be sent."""
+
 # What a link has that has none, though its kind could.
 _NO_MAC = "00:00:00:00:00:00"
 
 
-def make(
-    connection: Netlink,
+def make(connection: Netlink, link: Link, *, lower: int = 0) -> None:
+    """Make ``link``, down, in the socket's namespace; ``lower`` is the index of the link it stands on there."""
+    connection.request(*making(link, lower=lower))
+
+
+def making(
     link: Link,
     *,
     lower: int = 0,
     netns: int | None = None,
     peer: Link | Counterpart | None = None,
     peer_netns: int | None = None,
-) -> None:
-    """Make ``link``, down, in ``netns`` or the socket's own namespace; a pair's ``peer`` in ``peer_netns`` or there.
+) -> Message:
+    """What makes ``link``, down, in ``netns`` or the socket's own; the ``peer`` of a pair in ``peer_netns`` or there.
 
-    ``lower`` is the index of the link it stands on, in the socket's namespace. Raises KernelRefusal.
+    ``lower`` is the index of the link it stands on, in the socket's namespace.
     """
     attributes = [_creation(link)]
     named = rtnl_kinds.LOWER.get(link.kind)
@@ -79,17 +90,21 @@ def make(
         data.append(nested(_VETH_INFO_PEER, header(peer.ifindex), _creation(peer) + place))
     info = [attribute(INFO_KIND, link.kind.encode()), nested(INFO_DATA, *data)]
     body = header(link.ifindex) + b"".join(attributes) + nested(IFLA_LINKINFO, *info)
-    connection.request(RTM_NEWLINK, body, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
+    return RTM_NEWLINK, body, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
 
 
 def make_pair(connection: Netlink, link: Link, peer: Link | Counterpart, peer_netns: int) -> None:
-    """Make ``link`` in the socket's namespace, and its ``peer`` in ``peer_netns``; see ``make``."""
+    """Make ``link`` in the socket's namespace, and its ``peer`` in ``peer_netns``."""
+    connection.request(*making_pair(link, peer, peer_netns))
+
+
+def making_pair(link: Link, peer: Link | Counterpart, peer_netns: int) -> Message:
+    """What makes ``link`` in the socket's namespace, and its ``peer`` in ``peer_netns``; see ``making``."""
     if not is_second(link):
-        make(connection, link, peer=peer, peer_netns=peer_netns)
-        return
+        return making(link, peer=peer, peer_netns=peer_netns)
     options = rtnl_virtual.seen_from_peer(link.options)
     first = Link(ifname=peer.ifname, kind=link.kind, ifindex=peer.ifindex, mac=peer.mac, mtu=peer.mtu, options=options)
-    make(connection, peer if isinstance(peer, Link) else first, netns=peer_netns, peer=link)
+    return making(peer if isinstance(peer, Link) else first, netns=peer_netns, peer=link)
 
 
 def is_second(link: Link) -> bool:
@@ -143,6 +158,14 @@ def change(connection: Netlink, now: Link, wanted: Link, *, master_kind: str = "
 
     A link that is up because its master, of the kind ``master_kind``, has brought it up is taken down again.
     """
+    if _KEPT(now) != _KEPT(wanted):
+        _change_kept(connection, now, wanted, master_kind)
+    kept = () if now.up and not wanted.up else ("up",)
+    if now.flags != wanted.flags and (set(now.flags) ^ set(wanted.flags)) - set(kept):
+        set_flags(connection, now.ifindex, wanted.flags, but=kept)
+
+
+def _change_kept(connection: Netlink, now: Link, wanted: Link, master_kind: str) -> None:
     parts: list[bytes] = []
     for kind, before, after in (
         (IFLA_MTU, now.mtu, wanted.mtu),
@@ -166,9 +189,6 @@ def change(connection: Netlink, now: Link, wanted: Link, *, master_kind: str = "
     names = [attribute(IFLA_ALT_IFNAME, string(name)) for name in wanted.altnames if name not in now.altnames]
     if names:
         connection.request(_RTM_NEWLINKPROP, header(now.ifindex) + nested(IFLA_PROP_LIST, *names))
-    kept = () if now.up and not wanted.up else ("up",)
-    if (set(now.flags) ^ set(wanted.flags)) - set(kept):
-        set_flags(connection, now.ifindex, wanted.flags, but=kept)
 
 
 def _changed_info(now: Link, wanted: Link, master_kind: str) -> list[bytes]:
@@ -207,7 +227,7 @@ def set_up(connection: Netlink, ifindex: int) -> None:
     connection.request(*up_message(ifindex))
 
 
-def up_message(ifindex: int) -> tuple[int, bytes, int]:
+def up_message(ifindex: int) -> Message:
     """What brings a link up."""
     return RTM_NEWLINK, HEADER.pack(0, 0, ifindex, FLAGS["up"], FLAGS["up"]), 0
 
