@@ -19,6 +19,8 @@ _UNLIMITED_SIZE = 65536
 
 def untaken(wanted: Link, now: Link, *, master_kind: str = "") -> Iterator[str]:
     """What ``wanted`` says and ``now``, its link as it was made, does not; each as a line for people."""
+    if (wanted.options, wanted.port_options, wanted.limits) == (now.options, now.port_options, now.limits):
+        return
     later = rtnl_kinds.SET_LATER.get(wanted.kind, frozenset()) | rtnl_kinds.NOT_SHOWN.get(wanted.kind, frozenset())
     options = {name: value for name, value in wanted.options.items() if name not in later}
     lacked = {"reserved_bits": vxlan_reserved_bits(options), **rtnl_kinds.LACKED.get(wanted.kind, {})}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from typing import TypeVar
@@ -21,11 +21,20 @@ def difference(
     wanted: Sequence[_Record], now: Sequence[_Record], *, only: bool
 ) -> tuple[tuple[_Record, ...], tuple[_Record, ...]]:
     """What to remove from ``now`` and what to add to it, each in its order."""
-    wanted_keys, now_keys = [_key(one) for one in wanted], [_key(one) for one in now]
-    known, there = set(wanted_keys), set(now_keys)
-    extra = tuple(one for one, key in zip(now, now_keys, strict=True) if key not in known) if only else ()
-    missing = tuple(one for one, key in zip(wanted, wanted_keys, strict=True) if key not in there)
-    return extra, missing
+    numbers: dict[Hashable, int] = {}
+    numbered = [numbers.setdefault(_key(one), len(numbers)) for one in now]
+    # Most of ten thousand routes lead where none leads yet: of these not more is looked at than the place.
+    places = set(map(_PLACE[type(now[0])], now)) if now else set()
+    seen = bytearray(len(numbers))
+    missing: list[_Record] = []
+    for one in wanted:
+        number = numbers.get(_key(one)) if places and _PLACE[type(one)](one) in places else None
+        if number is None:
+            missing.append(one)
+        else:
+            seen[number] = True
+    extra = tuple(one for one, number in zip(now, numbered, strict=True) if not seen[number]) if only else ()
+    return extra, tuple(missing)
 
 
 _RTPROT_KERNEL = 2
@@ -42,10 +51,19 @@ _OF_ROUTE = attrgetter(*_names_but(Route, "expires", "metrics"))
 _OF_RULE = attrgetter(*_names_but(Rule, "selectors", "values"))
 
 
+_PLACE: Mapping[type, Callable[[object], Hashable]] = {
+    Address: attrgetter("address"),
+    Route: attrgetter("destination", "table"),
+    Rule: attrgetter("priority"),
+    Neighbour: attrgetter("address"),
+}
+
+
 def _key(record: Address | Route | Rule | Neighbour) -> Hashable:
     """What makes a record the same as another: all of it but time that runs, and flags that cannot be set."""
     if isinstance(record, Route):
-        return _OF_ROUTE(record), record.expires is None, *sorted(record.metrics.items())
+        metrics = tuple(sorted(record.metrics.items())) if record.metrics else ()
+        return _OF_ROUTE(record), record.expires is None, metrics
     if isinstance(record, Address):
         flags = frozenset(record.flags) - _UNSETTABLE
         return _OF_ADDRESS(record), flags, record.valid_lifetime is None, record.preferred_lifetime is None
@@ -69,22 +87,28 @@ def is_kernels_own(route: Route) -> bool:
 
 def apart(routes: Iterable[Route]) -> Iterable[tuple[Route, ...]]:
     """``routes`` in runs in which none has the destination of another: their order within a run says nothing."""
-    run: dict[tuple[str, int], Route] = {}
-    for route in routes:
-        if (route.destination, route.table) in run:
-            yield tuple(run.values())
-            run = {}
-        run[route.destination, route.table] = route
-    if run:
-        yield tuple(run.values())
+    listed = tuple(routes)
+    places = list(map(_PLACE[Route], listed))
+    if len(set(places)) == len(places):
+        places.clear()
+    begin, seen = 0, set[Hashable]()
+    for at, place in enumerate(places):
+        if place in seen:
+            yield listed[begin:at]
+            begin, seen = at, set()
+        seen.add(place)
+    if listed:
+        yield listed[begin:]
+
+
+_NEARNESS = {"host": 0, "link": 1}
 
 
 def order_routes(routes: Iterable[Route]) -> tuple[Route, ...]:
     """The order in which to add: what a gateway may be resolved through before what has one."""
 
     def rank(route: Route) -> tuple[bool, int]:
-        through = bool(route.gateway) or any(hop.gateway for hop in route.nexthops)
-        nearness = {"host": 0, "link": 1}.get(route.scope, 2)
-        return through, nearness
+        through = bool(route.gateway or (route.nexthops and any(hop.gateway for hop in route.nexthops)))
+        return through, _NEARNESS.get(route.scope, 2)
 
     return tuple(sorted(routes, key=rank))
