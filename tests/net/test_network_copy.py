@@ -8,13 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from ckpt.errors import NetworkError
 from ckpt.kernel import apply, conntrack, netns, nft, rtnl, sysctl
 from ckpt.kernel.netlink import Netlink
-from ckpt.model.network import PAIRED, Network
+from ckpt.model.network import PAIRED, Counterpart, Link, Network, Place
 from ckpt.model.travel import cannot_travel
 from ckpt.plan import plan_network
 from tests.net import spaces
@@ -250,6 +251,31 @@ def test_apply_refused_names_object_and_kernels_words(host: int) -> None:
     assert caught.value.code == "route-refused"
     assert caught.value.brief == "cannot add the route to 10.9.0.0/16 in table 254"
     assert caught.value.details == "Nexthop has invalid gateway (Network is unreachable)"
+
+
+def pair(one: str, other: str, ifindex: int, **changes: Any) -> tuple[Link, Link]:
+    """Two links that are each other's counterpart; ``changes`` are of the second."""
+    first = Link(ifname=one, kind="veth", ifindex=ifindex, mtu=1500)
+    second = replace(first, ifname=other, ifindex=ifindex + 1, **changes)
+    ends = [Counterpart(place=Place.INSIDE, ifname=link.ifname, ifindex=link.ifindex) for link in (second, first)]
+    return replace(first, counterpart=ends[0]), replace(second, counterpart=ends[1])
+
+
+def test_apply_refused_a_link_among_many_names_it_and_undoes_all(host: int, group: int) -> None:
+    settle(group)
+    network = rtnl.read_network(group)
+    shell("ip link del veth0")
+    settle(host)
+    before = everything(host)
+    many = [
+        link for n in range(20) for link in pair(f"a{n}", f"b{n}", 100 + 2 * n, **{"tx_queues": 5000} if n == 7 else {})
+    ]
+    with pytest.raises(NetworkError) as caught, restored(replace(network, links=(*network.links, *many))):
+        pass
+    assert (caught.value.code, caught.value.brief) == ("link-refused", "cannot make the link a7 of kind veth")
+    assert caught.value.details == "Invalid number of transmit queues (Invalid argument)"
+    settle(host)
+    spaces.assert_equal(everything(host), before)
 
 
 def test_apply_onto_missing_bridge_is_refused_and_undone(group: int) -> None:
