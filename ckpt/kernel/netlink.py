@@ -51,6 +51,8 @@ _ATTRIBUTE = struct.Struct("=HH")
 _RECEIVE_BUFFER = 4 << 20
 # So many answers fit into a receive buffer that could not be enlarged, also when all are refusals.
 _AT_ONCE = 200
+# With their headers these fit into a send buffer that has the size that sockets have (net.core.wmem_default).
+_SENT_AT_ONCE = 128 << 10
 _SO_SNDBUFFORCE = 32
 
 _NFNL_MSG_BATCH_BEGIN = 0x10
@@ -125,9 +127,13 @@ class Netlink:
         Many go out at once, and the kernel answers those that it refuses and the last. For messages without replies.
         """
         said: list[KernelRefusal | None] = []
-        for start in range(0, len(messages), _AT_ONCE):
-            said += self._send_many(messages[start : start + _AT_ONCE])
-        return said
+        begin = size = 0
+        for at, (_, payload, _) in enumerate(messages):
+            size += len(payload)
+            if at - begin == _AT_ONCE or (size > _SENT_AT_ONCE and at > begin):
+                said += self._send_many(messages[begin:at])
+                begin, size = at, len(payload)
+        return said + (self._send_many(messages[begin:]) if messages else [])
 
     def _send_many(self, messages: Sequence[tuple[int, bytes, int]]) -> list[KernelRefusal | None]:
         first = self._sequence + 1

@@ -8,8 +8,10 @@ always true, so that a mixture would show.
 from __future__ import annotations
 
 import contextlib
+import errno
 import random
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -21,6 +23,7 @@ import pytest
 
 from ckpt.errors import NetworkError
 from ckpt.kernel import netns, rtnl
+from ckpt.kernel.netlink import Netlink, attribute
 from ckpt.model.network import LOOPBACK, Address, Counterpart, Link, Neighbour, Network, Place, Route, Rule
 from ckpt.model.travel import cannot_travel
 from tests.conftest import require
@@ -90,6 +93,14 @@ def test_copy_of_links_with_hostile_names_is_equal() -> None:
 
 
 # ---- large and dead ------------------------------------------------------------------------------------------------
+
+
+def test_requests_of_more_than_can_be_sent_at_once_are_each_answered() -> None:
+    delete_link, unknown = 17, 0x3000
+    with fresh() as space, Netlink(netns=space) as connection:
+        bodies = [struct.pack("=BxHiII", 0, 0, 10_000 + n, 0, 0) + attribute(unknown, b"x" * 2000) for n in range(250)]
+        said = connection.requests([(delete_link, body, 0) for body in bodies])
+    assert [refusal.errno if refusal else 0 for refusal in said] == [errno.ENODEV] * len(bodies)
 
 
 def test_copy_of_a_set_of_4096_members_is_equal(group: int) -> None:
