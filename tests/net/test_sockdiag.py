@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -100,6 +101,9 @@ def test_read_sockets_half_closed_connection_tells_both_sides(make: Make) -> Non
         client.shutdown(socket.SHUT_WR)
         select.select([server], [], [])
         assert read(server).state == "close_wait"
+        deadline = time.monotonic() + 10
+        while read(client).state == "fin_wait1" and time.monotonic() < deadline:
+            time.sleep(0.01)  # the acknowledgement is under way
         assert read(client).state == "fin_wait2"
 
 
