@@ -46,7 +46,6 @@ class Channels(NamedTuple):
 
 
 _NONE = Channels({}, 0)
-_with = replacing(Link)
 
 
 class Ethtool:
@@ -146,7 +145,7 @@ def with_settings(space: int, links: Iterable[Link]) -> tuple[Link, ...]:
         queues = link.rx_queues or receiving
         waiting = coalescing.get(link.ifindex, {})
         if changed[alike] or used or waiting or queues != link.rx_queues:
-            link = _with(link, features=changed[alike], channels=used, rx_queues=queues, coalescing=waiting)
+            link = replacing(Link)(link, features=changed[alike], channels=used, rx_queues=queues, coalescing=waiting)
         found.append(link)
     return tuple(found)
 
@@ -191,7 +190,9 @@ def sparing(link: Link) -> Link:
     """
     if link.kind != "veth" or dict(link.channels) != _ONE_OF_EACH:
         return link
-    return _with(link, tx_queues=0, rx_queues=0) if (link.tx_queues, link.rx_queues) == _usual_queues() else link
+    return (
+        replacing(Link)(link, tx_queues=0, rx_queues=0) if (link.tx_queues, link.rx_queues) == _usual_queues() else link
+    )
 
 
 @functools.cache

@@ -36,7 +36,6 @@ _ADDRESS_FLAGS = {
 UNSETTABLE_ADDRESS_FLAGS = frozenset({"temporary", "dadfailed", "deprecated", "optimistic", "stable-privacy"})
 _NAMED_FLAGS = sum(_ADDRESS_FLAGS.values())
 _IFA_F_TENTATIVE = 0x40
-_Address = in_plenty(Address)
 
 
 def decode_address(body: bytes, names: Mapping[int, str]) -> Address:
@@ -53,7 +52,7 @@ def decode_address(body: bytes, names: Mapping[int, str]) -> Address:
         preferred, valid = struct.unpack_from("=II", found[_IFA_CACHEINFO])
     ifname = names[index]
     label = text(found.get(_IFA_LABEL, b""))
-    return _Address(
+    return in_plenty(Address)(
         ifname=ifname,
         address=f"{ip_text(local)}/{length}",
         peer=f"{ip_text(other)}/{length}" if other != local else "",

@@ -67,7 +67,6 @@ _IFF_LOWER_UP = 0x10000
 
 
 _NAMED_FLAGS = sum(FLAGS.values())
-_Link, _Counterpart = in_plenty(Link), in_plenty(Counterpart)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +215,7 @@ class LinkReader:
         self._note_unread(raw)
         token = parse(parse(found.get(IFLA_AF_SPEC, b"")).get(AF_INET6, b"")).get(INET6_TOKEN, b"")
         broadcast = found.get(IFLA_BROADCAST, b"")
-        return _Link(
+        return in_plenty(Link)(
             ifname=raw.ifname,
             kind=raw.kind,
             ifindex=raw.index,
@@ -267,12 +266,12 @@ class LinkReader:
             if raw.kind == "ipvtap" and other is not None and other.mac != raw.mac:
                 return None
             if other is not None and index != raw.index:
-                return _Counterpart(place=Place.INSIDE, ifname=other.ifname, ifindex=index)
+                return in_plenty(Counterpart)(place=Place.INSIDE, ifname=other.ifname, ifindex=index)
             # A tunnel keeps the number of a link that has gone.
-            return _Counterpart(place=Place.INSIDE, ifindex=index) if tunnel and index else None
+            return in_plenty(Counterpart)(place=Place.INSIDE, ifindex=index) if tunnel and index else None
         if raw.integer(_IFLA_LINK_NETNSID) == self._caller_nsid and index in self._caller and not tunnel:
             return self._caller[index]
-        return _Counterpart(place=Place.ELSEWHERE, ifindex=index)
+        return in_plenty(Counterpart)(place=Place.ELSEWHERE, ifindex=index)
 
     def _note_unread(self, raw: RawLink) -> None:
         if not _KNOWN.issuperset(raw.attributes):

@@ -36,7 +36,6 @@ _ROUTE_TYPE_NUMBERS = {name: value for value, name in ROUTE_TYPES.items()}
 ROUTE = struct.Struct("=BBBBBBBBI")
 _NEXTHOP = struct.Struct("=HBBi")
 _INTEGER = struct.Struct("=HHI")  # an attribute that is a number of four bytes
-_Route = in_plenty(Route)
 
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 2, 4, 5, 6, 7
 _RTA_METRICS, _RTA_MULTIPATH, _RTA_FLOW, _RTA_CACHEINFO, _RTA_TABLE, _RTA_VIA = 8, 9, 11, 12, 15, 18
@@ -80,7 +79,7 @@ def decode_route(body: bytes, names: Mapping[int, str], unread: list[Unread]) ->
     # Of ten thousand routes nearly all have nothing of this: asked first, worked out then.
     if not _USUAL.issuperset(found):
         found, more = _unusual(found, destination, source_length, names, unread)
-    return _Route(
+    return in_plenty(Route)(
         destination=destination,
         type=ROUTE_TYPES.get(kind) or str(kind),
         table=number(found[_RTA_TABLE]) if _RTA_TABLE in found else table,

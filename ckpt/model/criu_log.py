@@ -26,7 +26,7 @@ class LogVerdict:
 class _Rule(NamedTuple):
     """A text CRIU logs, as a pattern; its groups fill the brief."""
 
-    pattern: re.Pattern[str]
+    pattern: str
     code: str
     brief: str
     remedy: str
@@ -50,7 +50,7 @@ _ON_THE_WAY_OUT = re.compile(
 
 
 def _rule(pattern: str, code: str, brief: str, remedy: str = "") -> _Rule:
-    return _Rule(re.compile(pattern), code, brief, remedy)
+    return _Rule(pattern, code, brief, remedy)  # not compiled: few commands ever look into a log
 
 
 _OWN_SOCKETS = "let the program close it before the dump"
@@ -251,7 +251,7 @@ def decisive_line(log: str) -> LogVerdict | None:
     for text in likely:
         where, _, message = text.partition("): ")
         for rule in _RULES:
-            found = rule.pattern.search(message)
+            found = re.search(rule.pattern, message)
             if found:
                 brief = rule.brief.format(*(value or "" for value in found.groups()))
                 return LogVerdict(code=rule.code, brief=brief, line=_shown(where, message), remedy=rule.remedy)
