@@ -4,10 +4,10 @@ It sends records of two numbers: the record's own, counting from 0, and how many
 so far. The client sends 8-byte counters from 0 on. A byte that is lost, doubled or out of place is noticed by the
 other end at once: the client by the record's number, the server by comparing, whereupon it drops the connection.
 
-    stream_server.py [--family v4|v6|dual] [--port N] [--buffer BYTES] [--records N] [--hold]
+    stream_server.py [--family v4|v6|dual] [--port N] [--buffer BYTES] [--records N] [--pause SECONDS] [--hold]
 
-``--records`` shuts the sending side down after that many; ``--hold`` reads nothing before SIGUSR1. SIGUSR2 closes
-every connection. ``tests/criu/stream.py`` is the other end.
+``--pause`` is between two batches of records. ``--records`` shuts the sending side down after that many; ``--hold``
+reads nothing before SIGUSR1. SIGUSR2 closes every connection. ``tests/criu/stream.py`` is the other end.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ def counters(offset: int, length: int) -> bytes:
 class Connection:
     """One client."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, records: int | None) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, options: argparse.Namespace) -> None:
         self.reader = reader
         self.writer = writer
-        self.records = records
+        self.records = options.records
+        self.pause = options.pause
         self.verified = 0
 
     async def receive(self, go: asyncio.Event) -> None:
@@ -57,7 +58,7 @@ class Connection:
         while batch := list(itertools.islice(numbers, BATCH)):
             self.writer.write(b"".join(RECORD.pack(number, self.verified) for number in batch))
             await self.writer.drain()
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(self.pause)
         self.writer.write_eof()
 
 
@@ -73,7 +74,7 @@ async def serve(options: argparse.Namespace) -> None:
             connection.writer.close()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = Connection(reader, writer, options.records)
+        connection = Connection(reader, writer, options)
         connections.add(connection)
         done = await asyncio.gather(connection.receive(go), connection.send(), return_exceptions=True)
         print(f"done: {done}", flush=True)
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--backlog", type=int, default=100)
     parser.add_argument("--buffer", type=int)
     parser.add_argument("--records", type=int)
+    parser.add_argument("--pause", type=float, default=PAUSE)
     parser.add_argument("--hold", action="store_true")
     asyncio.run(serve(parser.parse_args()))
 

@@ -1,0 +1,79 @@
+"""Tests on machines of their own, with kernels of their own: collected only where CKPT_VM_HOSTS names some.
+
+``scripts/test --vm`` makes them, runs these tests, and removes them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vm.machines import HOSTS, TEST_SECONDS, Client, Host, Machines
+from tests.vm.moving import Group
+
+if len(HOSTS) < 3:
+    collect_ignore_glob = ["test_*.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What an emulator runs takes longer than the other tests may."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(TEST_SECONDS))
+
+
+@pytest.fixture(scope="session")
+def machines() -> Iterator[Machines]:
+    """Hosts A and B, and the client C."""
+    # The path of a socket has to be short.
+    with tempfile.TemporaryDirectory(prefix="vm-", dir="/tmp") as place:
+        found = []
+        for name in HOSTS[:3]:
+            host = Host(name, "", Path(place))
+            address = host.sh("ip -4 -o address show dev br0").split()[3].partition("/")[0]
+            found.append(Host(name, address, Path(place)))
+        yield Machines(*found)
+        for host in found:
+            host.hang_up()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_on_the_machines(machines: Machines) -> Iterator[None]:
+    """Each test leaves its machines as it found them."""
+    before = {host.name: host.traces() for host in machines}
+    yield
+    after = {host.name: host.traces() for host in machines}
+    left = {name: sorted(set(after[name]) - set(before[name])) for name in after}
+    assert not any(left.values()), f"left behind: {left}"
+
+
+@pytest.fixture
+def run(machines: Machines) -> Iterator[Callable[..., Group]]:
+    """``run(…)`` starts a group on A, which is ended wherever it is by then."""
+    made: list[Group] = []
+
+    def start(*command: str, **options: object) -> Group:
+        group = Group.started(machines, *command, **options)  # type: ignore[arg-type]
+        made.append(group)
+        return group
+
+    yield start
+    for group in made:
+        group.end()
+
+
+@pytest.fixture
+def client(machines: Machines) -> Iterator[Callable[..., Client]]:
+    """``client(program, …)`` runs one on C; after the test none is left."""
+    made: list[Client] = []
+
+    def start(program: str, *words: object) -> Client:
+        made.append(Client(machines.c, program, *words))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.kill()

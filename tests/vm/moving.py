@@ -1,0 +1,68 @@
+"""A group that goes from machine to machine, by whichever way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.conftest import random_name
+from tests.vm.machines import Host, Machines
+
+LIMIT = "120"
+"""How long a group may stand still: an emulated machine takes its time."""
+
+
+@dataclass(slots=True)
+class Group:
+    """``here`` is where it runs, ``there`` where it goes next. ``options`` are those of every move."""
+
+    machines: Machines
+    name: str
+    address: str
+    here: Host
+    there: Host
+    options: list[str] = field(default_factory=list)
+
+    @classmethod
+    def started(
+        cls, machines: Machines, *command: str, number: int = 100, isolation: str = "netns", environment: str = ""
+    ) -> Group:
+        """Run ``command`` as a group of A's, with an address of the private network that ends in ``number``."""
+        prefix = machines.a.address.rpartition(".")[0]
+        made = cls(machines, random_name("g"), f"{prefix}.{number}", machines.a, machines.b)
+        network = ["--isolation", isolation, "--link", "br0", "--address", f"{made.address}/24"]
+        words = [one.format(address=made.address) for one in command]
+        machines.a.must("run", "--name", made.name, *network, "--clear-env", "--", *words)
+        return made
+
+    def inside(self, script: str) -> str:
+        """Run shell within it, where it is."""
+        quoted = script.replace("'", "'\\''")
+        return self.here.sh(f"ckpt exec {self.name} -- sh -ec '{quoted}'")
+
+    def migrate(self) -> Any:
+        """Move it by `ckpt migrate`; what that reports."""
+        words = ["--host", self.there.name, "--downtime-limit", LIMIT, *self.options]
+        report = self.here.must("migrate", self.name, *words, timeout=300)
+        self._moved()
+        return report
+
+    def carry(self) -> None:
+        """Move it by `ckpt dump` and `ckpt restore --host`: in between it is nowhere, and its clients wait."""
+        image = f"/var/tmp/{self.name}.ckpt"
+        self.here.must("dump", self.name, "-o", image, timeout=300)
+        assert self.name not in self.here.groups()
+        self.here.must("restore", image, "--host", self.there.name, *self.options, timeout=300)
+        self.here.sh(f"rm {image}")
+        self._moved()
+
+    def _moved(self) -> None:
+        self.here, self.there = self.there, self.here
+        assert self.name not in self.there.groups()
+        assert self.name in self.here.groups()
+
+    def end(self) -> None:
+        """Wherever it is."""
+        for host in (self.machines.a, self.machines.b):
+            if self.name in host.groups():
+                host.must("stop", "--timeout", "0", self.name)
