@@ -3,7 +3,8 @@
 A packet socket sees all links of the lab, those too that a restore makes later. What matters is decoded: the
 addresses, TCP's ports and flags, ICMP's type. A betrayal is a RST or a FIN, or an ICMP error, to or from a group's
 address: there is no reason for one as long as nobody closes a connection. Loopback is left out, where a peer's own
-kernel may talk to itself.
+kernel may talk to itself. What announces an address is kept apart: a gratuitous ARP, an unsolicited advertisement,
+each with the link that it came in by.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Capture:
     """The packets of a block."""
 
     packets: list[Packet] = field(default_factory=list)
+    announced: list[tuple[str, str]] = field(default_factory=list)
 
     def betrayals(self, *addresses: str) -> list[Packet]:
         """Those that betray a group with these addresses."""
@@ -81,6 +83,8 @@ def capturing() -> Iterator[Capture]:
                 with contextlib.suppress(BlockingIOError):
                     frame, link = tap.recvfrom(1 << 16, socket.MSG_DONTWAIT)
                     packet = decode(frame, link[0])
+                    if link[2] != socket.PACKET_OUTGOING:
+                        capture.announced += [(link[0], address) for address in announced(frame)]
                     if packet is not None and packet.ifname != "lo":
                         capture.packets.append(replace(packet, leaves=link[2] == socket.PACKET_OUTGOING))
 
@@ -103,6 +107,17 @@ def decode(frame: bytes, ifname: str) -> Packet | None:
     if kind == b"\x86\xdd":
         return _decode_v6(packet, ifname)
     return None
+
+
+def announced(frame: bytes) -> list[str]:
+    """The address that a frame announces to all, if it does."""
+    # Sender and target are one: nobody is asked, everybody is told (RFC 5227, section 3).
+    if frame[12:14] == b"\x08\x06" and frame[28:32] == frame[38:42]:
+        return [str(ipaddress.IPv4Address(frame[28:32]))]
+    # An advertisement that answers nobody: the flag S is not set (RFC 4861, section 4.4).
+    if frame[12:14] == b"\x86\xdd" and frame[20] == socket.IPPROTO_ICMPV6 and frame[54] == 136 and not frame[58] & 0x40:
+        return [str(ipaddress.IPv6Address(frame[62:78]))]
+    return []
 
 
 def _decode_v4(packet: bytes, ifname: str) -> Packet:

@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ import pytest
 from ckpt import sections
 from ckpt.image import Reader, Writer
 from ckpt.model.wireguard import WireguardDevice, WireguardPeer
-from ckpt.restore import restore_group
+from ckpt.restore import ANNOUNCE_AFTER, restore_group
+from tests.criu.capture import capturing
 from tests.criu.groups import Group, Starter, python, wait_for
 from tests.criu.segment import run
 
@@ -236,3 +238,14 @@ def test_round_trip_udp_goes_on(start: Starter, version: str) -> None:
         group.restore()
         client.send(b"datagram")
         assert client.recv(64).endswith(b"6 datagram")
+
+
+def test_restore_announces_each_address_five_times(start: Starter) -> None:
+    group = start(["sleep", "infinity"])
+    group.dump()
+    with capturing() as capture:
+        group.restore()
+    told = Counter(capture.announced)
+    assert len(ANNOUNCE_AFTER) == 5
+    bridge = group.segment.bridge
+    assert [told[bridge, address] for address in (group.addresses.v4, group.addresses.v6)] == [5, 5]

@@ -34,7 +34,7 @@ _SSHD = """\
 Port 22
 ListenAddress {address}
 HostKey {keys}/host_{name}
-AuthorizedKeysFile {keys}/user.pub
+AuthorizedKeysFile {keys}/user.pub .ssh/authorized_keys
 PidFile none
 StrictModes no
 UsePAM no

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+
+import pytest
+
+from ckpt.kernel import netns
 from tests.conftest import random_name
 from tests.criu.capture import Capture, capturing
 from tests.criu.fault_lab import patient
@@ -100,6 +106,28 @@ def test_migrate_to_a_host_that_has_the_name_is_refused(moving: Moving) -> None:
     assert moving.left_behind() == []
 
 
+@pytest.mark.parametrize(("address", "prefix"), [("10.88.0.40", 32), ("fd88::40", 128)])
+def test_migrate_where_a_stranger_has_the_address_too_is_refused(world: World, address: str, prefix: int) -> None:
+    moving = Moving.made(world, address=address)
+    try:
+        with netns.entered(world.router):
+            words = [f"{address}/{prefix}", "dev", "outside", *(["nodad"] if ":" in address else [])]
+            subprocess.run(["ip", "address", "add", *words], check=True)
+            links = subprocess.run(["ip", "-j", "link", "show", "outside"], check=True, capture_output=True).stdout
+        stranger = json.loads(links)[0]["address"]
+        done = moving.move()
+        assert (done.status, done.error["code"]) == (3, "address-in-use"), done.err
+        assert stranger in done.error["details"]
+        # The source has it as well, as it should.
+        assert mac_of(moving) not in done.error["details"]
+        assert moving.copies() == [moving.source]
+        assert moving.left_behind() == []
+    finally:
+        with netns.entered(world.router):
+            subprocess.run(["ip", "address", "del", f"{address}/{prefix}", "dev", "outside"], check=True)
+        moving.end()
+
+
 def test_migrate_that_takes_too_long_is_rolled_back(moving: Moving) -> None:
     done = moving.move("--downtime-limit", "0.05")
     assert (done.status, done.error["code"]) == (9, "downtime-limit"), done.err
@@ -160,8 +188,19 @@ def test_dump_to_standard_output_restores_from_standard_input(world: World) -> N
         host.ckpt("stop", "--timeout", "0", name)
 
 
+def told_beside_ssh(moving: Moving) -> list[str]:
+    """What an agent that holds the group has open, or tells everybody of it in its arguments and environment."""
+    held = moving.target
+    ports = [line.split()[4] for line in held.run("ss", "-Htuln").out.splitlines()]
+    pids = held.run("pgrep", "-f", "fault_program agent").out.split()
+    assert pids
+    said = [held.run("cat", f"/proc/{pid}/{what}").out for pid in pids for what in ("cmdline", "environ")]
+    return [*ports, *(one for one in said if moving.name in one or moving.address in one)]
+
+
 def test_resume_on_the_target_asks_the_source(moving: Moving) -> None:
     migration = moving.leave_held("ckpt")
+    assert told_beside_ssh(moving) == [f"{moving.target.address}:22"]
     refused = moving.target.ckpt("migrate", "--resume", migration)
     assert refused.status == 2, refused
     listed = moving.target.must("clean")
