@@ -9,6 +9,7 @@ left here, the target is told to go on. What becomes of it then is for `migrate`
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,10 +60,11 @@ class Departure(Handover):
         self._deadline = self.frozen_at + self._limit
 
     @contextlib.contextmanager
-    def image(self, path: Path, *, force: bool) -> Iterator[Writable]:
+    def image(self, path: Path, *, force: bool, pages: int) -> Iterator[Writable]:
         """A file here, and the target."""
         with created(path, force=force) as out, self._timed():
-            self._channel.send(self._restore, self._deadline)
+            # By the size the target knows whether it can unpack it in memory, and need not wait for a disk.
+            self._channel.send(dataclasses.replace(self._restore, pages=pages), self._deadline)
             yield _Both(out, DataWriter(self._channel, self._deadline), self._listen)
             # Before the file is synced: the target has enough to do meanwhile.
             self._channel.end_data(self._deadline)

@@ -506,17 +506,19 @@ class _Dump:
     def _write_image(self, checkpoint: Checkpoint, still: Callable[[], None] = lambda: None) -> Summary:
         """Write the image; ``still`` raises, before it gets its name, when the group is not what it was."""
         files = sorted(self._images.iterdir())
-        total = sum(path.stat().st_size for path in files)
+        sizes = {path: path.stat().st_size for path in files}
+        total = sum(sizes.values())
+        pages = sum(size for path, size in sizes.items() if path.name.startswith("pages-"))
         done = 0
         with (
-            self._handover.image(self._path, force=self._options.force) as out,
+            self._handover.image(self._path, force=self._options.force, pages=pages) as out,
             Writer(out, self._options.codec, label=str(self._path)) as writer,
         ):
             sections.write(writer, checkpoint)
             for path in files:
                 with path.open("rb") as source:
                     writer.add_file(path.name, source)
-                done += path.stat().st_size
+                done += sizes[path]
                 self._progress("writing", done, total)
             carrying.write(writer, self._carried)
             summary = writer.finish()

@@ -35,8 +35,8 @@ class Handover:
     """A dump into a file: the image is the group, once it has its name."""
 
     @contextlib.contextmanager
-    def image(self, path: Path, *, force: bool) -> Iterator[Writable]:
-        """Where the image is written; it is safe at the end of the block."""
+    def image(self, path: Path, *, force: bool, pages: int) -> Iterator[Writable]:
+        """Where the image is written, ``pages`` bytes of memory in it; it is safe at the end of the block."""
         with created(path, force=force) as out:
             yield out
 
@@ -64,7 +64,7 @@ class StreamHandover(Handover):
         self._destination = destination
 
     @contextlib.contextmanager
-    def image(self, path: Path, *, force: bool) -> Iterator[Writable]:
+    def image(self, path: Path, *, force: bool, pages: int) -> Iterator[Writable]:
         """What ``path`` would name is not used."""
         with self._destination() as out:
             yield out
