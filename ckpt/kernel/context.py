@@ -21,15 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt.errors import CkptError, NetworkError, NotFoundError, PermissionDeniedError, UnsupportedError
-from ckpt.kernel import (
-    bpf_calls,
-    bpf_object,
-    cgroup2,
-    context_floor,
-    context_maps,
-    outside,
-    rtnl_addresses,
-)
+from ckpt.kernel import bpf_calls, bpf_object, context_floor, context_maps, context_places, outside, rtnl_addresses
 from ckpt.kernel.bpf_object import FLOOR, KINDS
 from ckpt.kernel.context_floor import Floor
 from ckpt.kernel.context_maps import CONFIG_KEY, CONFIG_SIZE, Claim, Surroundings
@@ -169,7 +161,7 @@ def remove(name: str, path: Path, directory: Path) -> None:
     """Remove a context whose last process has gone, whole or half made, and what only it needed."""
     with contextlib.suppress(CkptError):
         take_address("lo", read(name).loopback6)
-    cgroup2.remove(path)
+    context_places.remove(path)
     release_floor(directory)
 
 

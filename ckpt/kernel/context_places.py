@@ -1,13 +1,14 @@
 """Where the cgroups of contexts are, and how one is known by its path.
 
 The name of the cgroup holds the cookie of the context's network namespace. It is a child of the hierarchy's root, in
-which processes may stay. What is there is found by looking, so that a context of a ckpt that was killed is found as
-well.
+which processes may stay, or of a scope of its own where systemd has the hierarchy. What is there is found by looking,
+so that a context from before systemd could be asked, or of a ckpt that was killed, is found as well.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import socket
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ckpt.errors import UnsupportedError
-from ckpt.kernel import cgroup2
+from ckpt.kernel import cgroup2, scope
+
+_log = logging.getLogger(__name__)
 
 _SO_NETNS_COOKIE = 71
 _PREFIX = "ckpt-"
@@ -38,22 +41,39 @@ def netns_cookie() -> int:
 
 def cgroup_of(name: str, otherwise: Path | None = None) -> Path:
     """The cgroup that the context called ``name`` has, or would have; see ``cgroup2.root`` for ``otherwise``."""
-    return cgroup2.root(otherwise) / f"{_PREFIX}{netns_cookie():x}-{name}"
+    root, directory = cgroup2.root(otherwise), f"{_PREFIX}{netns_cookie():x}-{name}"
+    scoped = root / scope.SLICE / f"{directory}{scope.SUFFIX}" / directory
+    return scoped if scoped.exists() else root / directory
 
 
 def make(name: str, otherwise: Path, undo: ExitStack) -> Path:
     """Make the cgroup of the context called ``name``; undone by ``undo``."""
     cgroup = cgroup_of(name, otherwise)
-    undo.callback(cgroup2.remove, cgroup)
+    if scope.is_wanted() and not cgroup.exists():
+        try:
+            parent = scope.start(cgroup.name)
+        except UnsupportedError as error:
+            _log.warning("the context %s has a cgroup without a scope of systemd's: %s", name, error.details)
+        else:
+            cgroup = parent / cgroup.name
+    undo.callback(remove, cgroup)
     cgroup2.create(cgroup)
     return cgroup
+
+
+def remove(cgroup: Path) -> None:
+    """Remove the cgroup of a context whose last process has gone, and its scope."""
+    cgroup2.remove(cgroup)
+    if cgroup.parent.name == f"{cgroup.name}{scope.SUFFIX}":
+        scope.end(cgroup.parent)
 
 
 def found() -> Iterator[tuple[str, Path]]:
     """The contexts of the caller's namespace: name and cgroup, also of one that was only half made."""
     with contextlib.suppress(UnsupportedError):
         prefix = f"{_PREFIX}{netns_cookie():x}-"
-        for path in sorted(cgroup2.root().glob(f"{prefix}*")):
+        root = cgroup2.root()
+        for path in sorted([*root.glob(f"{prefix}*"), *root.glob(f"{scope.SLICE}/{prefix}*{scope.SUFFIX}/{prefix}*")]):
             yield path.name.removeprefix(prefix), path
 
 
@@ -70,4 +90,6 @@ def name_of(cgroup: str) -> str | None:
 
 def _directory(cgroup: str) -> str:
     """The part of a path within the hierarchy that would be the name of a context's cgroup."""
-    return cgroup.strip("/").partition("/")[0]
+    parts = cgroup.strip("/").split("/")
+    scoped = parts[0] == scope.SLICE and len(parts) > 2 and parts[1].endswith(scope.SUFFIX)
+    return parts[2] if scoped else parts[0]
