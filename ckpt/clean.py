@@ -247,7 +247,9 @@ class _Search:
             if set(one.names) & set(work.texts("lock_tables")) and _living_task(work) is not None:
                 return f"the group runs on: {_what(work)}"
             entry = registry.find(work.group)
-            if one.image_id in work.texts("image_id") and entry is not None and entry.alive:
+            if entry is None or not entry.alive or entry.pid in _unresumed(work):
+                continue
+            if one.image_id in work.texts("image_id"):
                 return f"the group is restored: {_what(work)}"
         if any(one.image_id in work.texts("image_id") for work in self._living):
             return None

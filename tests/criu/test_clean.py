@@ -325,6 +325,20 @@ def test_clean_held_lock_stays_until_its_image_is_restored(world: World, point: 
 
 
 @in_hosts_namespace
+def test_clean_held_lock_stays_when_what_was_half_restored_is_ended(world: World) -> None:
+    with world.survivor() as survivor:
+        dump_group(survivor.name, survivor.image)
+        (name,) = host_locks()
+        fault = Fault(work="restore", point=f"return {_RESTORE}._notify[post-restore]", fault="both")
+        assert fault_lab.run(survivor.plan(fault)).struck
+        assert ("process", True) in {(action.kind, action.done) for action in clean.clean()}
+        assert host_locks() == (name,)
+        restore_group(survivor.image)
+        assert (clean.clean(), host_locks(), held.held()) == ((), (), ())
+        survivor.progress()
+
+
+@in_hosts_namespace
 def test_clean_held_lock_goes_when_its_image_is_gone(world: World) -> None:
     with world.survivor(is_lost=True) as survivor:
         dump_group(survivor.name, survivor.image)
