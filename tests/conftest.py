@@ -16,6 +16,9 @@ import pytest
 
 from tests import lab
 
+# What fails in a module that tests share is to be told as fully as in a test.
+pytest.register_assert_rewrite("tests.criu", "tests.hosts", "tests.net")
+
 _NEEDS_LAB = {"net", "criu", "hosts"}
 # A process that was just told to end may still be on its way out.
 _STRAY_SECONDS = 5.0
