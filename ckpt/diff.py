@@ -302,6 +302,10 @@ def _fields_of(record: Any) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(record)
 
 
+_LINES = frozenset({("Filtering", "virtual_services")})
+"""Fields whose lines of text are objects, each known by all that it says."""
+
+
 def _is_collection(value: object) -> bool:
     """Whether ``value`` holds objects of their own: a mapping, or a sequence of records."""
     return isinstance(value, Mapping) or (isinstance(value, tuple) and bool(value) and all(map(_is_record, value)))
@@ -327,6 +331,8 @@ class _Walk:
             if _is_collection(old) or _is_collection(new) or _is_record(old) or _is_record(new):
                 # The network's parts are known by their own names.
                 inner += self.section(field if isinstance(before, Network) else f"{name}.{field}", old, new)
+            elif (type(before).__name__, field) in _LINES:
+                inner += self._objects(f"{name}.{field}", old, new)
             else:
                 own += self._value(field, old, new)
         if own:

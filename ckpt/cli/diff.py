@@ -119,7 +119,7 @@ def _value(value: object) -> str:
 def _fields(record: Any, known: str = "") -> str:
     """The fields of ``record`` that say something which neither their default nor its name ``known`` says."""
     if not dataclasses.is_dataclass(record):
-        return _value(record)
+        return "" if record == known else _value(record)
     long = {name for name, _ in _texts(record)}
     words = []
     for field in dataclasses.fields(record):
