@@ -60,7 +60,9 @@ def is_learnt(value: Any) -> bool:
     """Whether a tool shows something that was learnt from the wire, or that a protocol joined."""
     if not isinstance(value, dict):
         return False
-    learnt = "mac" in value and value.get("state") == "" and not {"self", "extern_learn"} & set(value.get("flags", []))
+    # One that is older than the bridge's ageing time is stale until it is swept away.
+    state, flags = value.get("state"), set(value.get("flags", []))
+    learnt = "mac" in value and state in ("", "stale") and not {"self", "extern_learn"} & flags
     joined = str(value.get("mac", "")).startswith(("33:33", "01:00:5e")) and "self" in value.get("flags", [])
     return learnt or joined or value.get("state") == "temp"
 

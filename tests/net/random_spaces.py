@@ -257,8 +257,7 @@ def _draw_bridge(dice: Dice, draft: Draft, names: Iterator[str], indices: Iterat
     filtering = ""
     if has_vlans():
         filtering = dice.one(["", "vlan_filtering 1", "vlan_filtering 1 vlan_protocol 802.1ad"])
-    # One that never had a port nor was given an address has a carrier, which nobody can give to a copy of it.
-    address = f"address {dice.mac()}"
+    address = f"address {dice.mac()}" if dice.chance(6) else ""
     draft.making.append(
         (
             IP,

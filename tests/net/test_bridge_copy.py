@@ -9,8 +9,9 @@ import pytest
 from ckpt.kernel import netns, rtnl, rtnl_bridge
 from ckpt.kernel.netlink import Netlink
 from ckpt.model.travel import cannot_travel
+from tests.net import witness
 from tests.net.oracle import assert_copy_equal, copied, need, shown_by
-from tests.net.spaces import fresh, settle, shell
+from tests.net.spaces import assert_equal, fresh, settle, shell
 
 PORTS = """ip link add br1 {} type bridge mcast_snooping 1 {}; ip link add va type veth peer name vb
     ip link add vc type veth peer name vd; ip link set va master br1; ip link set vc master br1
@@ -68,6 +69,25 @@ def test_copy_of_bridge_is_equal(group: int, what: str) -> None:
     shell(script, group)
     network = assert_copy_equal(group, COMMANDS)
     assert cannot_travel(network) == ()
+
+
+def test_copy_of_bridge_that_never_had_a_port_looks_equal() -> None:
+    """Up to its carrier: the reason is with the second oracle's table."""
+    with fresh() as space:
+        shell(
+            """ip link set lo up; ip link add br1 type bridge; ip link set br1 up; ip addr add 10.1.0.1/24 dev br1
+            ip addr add fd01::1/64 dev br1 nodad; ip link add link br1 name mv0 type macvlan; ip link set mv0 up
+            ip route add 10.2.0.0/16 via 10.1.0.9; ip neigh add proxy 10.1.0.7 dev br1""",
+            space,
+        )
+        settle(space)
+        before = witness.seen(space, ["br1", "mv0"])
+        with copied(space) as (_, copy):
+            assert_equal(witness.seen(copy, ["br1", "mv0"]), before)
+            shell("ip link add va type veth peer name vb; ip link set va master br1; ip link set va up", copy)
+            shell("ip link set vb up", copy)
+            settle(copy)
+            assert "LOWER_UP" in shell("ip link show br1", copy)
 
 
 def test_learnt_entries_stay_behind(group: int) -> None:

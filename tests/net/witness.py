@@ -70,6 +70,9 @@ UNEQUAL_FIELDS = {
     "fdb_n_learned": "what a bridge has learnt from the wire; only newer ips show it",
     "mcast_n_groups": "the groups that a port has heard of; only newer ips show it",
     "seq_nr": "what a ring has sent",
+    "bridge_id": "made of priority and address, which are compared; of a bridge that was given no address, only once it"
+    " has a port",
+    "root_id": "the same, of the bridge itself or of one that was heard",
     "rule_hit": "a counter",
     "success": "a counter",
     "packets_seen": "a counter",
@@ -79,6 +82,10 @@ UNEQUAL_WORDS = {
     "linkdown": "a route's, as the kernel has or has not heard of a carrier since it was made; it means nothing to it",
 }
 """Flags."""
+
+IDLE_BRIDGES = {"NO-CARRIER", "LOWER_UP"}
+"""Flags of bridges without ports and of what stands on them. One that never had a port nor was given an address has a
+carrier; giving one takes it away (br_dev_newlink, br_port_state_selection), and nothing but a port brings it back."""
 
 UNEQUAL_LINES = {
     r"net\.netfilter\.nf_conntrack_count = .*": "how many flows there are at the moment",
@@ -105,7 +112,8 @@ def seen(space: int, links: Sequence[str]) -> dict[str, Any]:
 
 def _answer(tool: str, printed: str) -> Any:
     if " -j" in tool:
-        return [_levelled(document) for document in _documents(printed)]
+        documents = [_without_idle_carriers(document) for document in _documents(printed)]
+        return [_levelled(document) for document in _without_silent_ones(documents)]
     return [line for line in printed.splitlines() if not _UNEQUAL_LINE.fullmatch(line)]
 
 
@@ -120,6 +128,33 @@ def _documents(printed: str) -> Iterator[Any]:
             place += 1
         else:
             yield document
+
+
+def _without_idle_carriers(document: Any) -> Any:
+    links = [one for one in document if isinstance(one, dict) and "flags" in one] if isinstance(document, list) else []
+    masters = {link.get("master") for link in links}
+    bridges = {one["ifname"] for one in links if one.get("linkinfo", {}).get("info_kind") == "bridge"}
+    idle = bridges - masters
+    while above := {one["ifname"] for one in links if one.get("link") in idle} - idle:
+        idle |= above
+    for link in links:
+        if link.get("ifname") in idle:
+            link["flags"] = [flag for flag in link["flags"] if flag not in IDLE_BRIDGES]
+    return document
+
+
+def _without_silent_ones(documents: list[Any]) -> list[Any]:
+    """Without the neighbours of links that ask nobody, once something was sent there: they have the link's own MAC."""
+    lists = [document for document in documents if isinstance(document, list)]
+    own = {(item.get("ifname"), item.get("address")) for items in lists for item in items if isinstance(item, dict)}
+
+    def is_silent(item: Any) -> bool:
+        return isinstance(item, dict) and "lladdr" in item and (item.get("dev"), item["lladdr"]) in own
+
+    return [
+        [item for item in document if not is_silent(item)] if isinstance(document, list) else document
+        for document in documents
+    ]
 
 
 def _levelled(value: Any) -> Any:
