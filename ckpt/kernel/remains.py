@@ -20,7 +20,7 @@ from ckpt.kernel import syscalls
 from ckpt.kernel.procfs import PF_EXITING, parse_status, read_stat, read_text
 
 STUCK_SECONDS = 2.0
-"""A CRIU whose ckpt is gone is never idle for that long: who would answer it, or wake it?"""
+"""A CRIU whose ckpt is gone never sleeps for that long: who would answer it, or wake it?"""
 
 _POLL_SECONDS = 0.02
 
@@ -60,13 +60,14 @@ def wait_for_crius(directories: Sequence[Path], timeout: float) -> Crius:
         now = time.monotonic()
         if now > deadline:
             return Crius(pids)
-        for pid in pids:
-            found = read_stat(pid)
-            if found is not None and found.state == "T":
+        states = {pid: found.state for pid in pids if (found := read_stat(pid)) is not None}
+        for pid, state in states.items():
+            if state == "T":
                 with contextlib.suppress(ProcessLookupError), _pidfd(pid) as pidfd:
                     syscalls.pidfd_send_signal(pidfd, signal.SIGCONT)
         work = tuple(_work_of(pid) for pid in pids)
-        if work != last:
+        # Who waits for a processor, or for a disk, does nothing either; but it will.
+        if work != last or set("RD").intersection(states.values()):
             last, last_time = work, now
         elif now > last_time + STUCK_SECONDS:
             return Crius(pids, stuck=True)
