@@ -228,6 +228,25 @@ def in_repair(pid: int, fd: int) -> bool:
         os.close(pidfd)
 
 
+def portrait(group: Group) -> str:
+    """What can be seen of a group and of its client's connections: for whoever reads why a test failed."""
+    show = "ss -tneimo; nft list ruleset; ip -s neigh; cat /proc/net/netstat"
+    told = []
+    for pid in tree(group.pid):
+        seen = {what: Path(f"/proc/{pid}/{what}") for what in ("comm", "stat", "wchan", "syscall")}
+        told.append(f"PID {pid}: " + " | ".join(path.read_text().strip() for path in seen.values() if path.exists()))
+    for who, pid in (("the group", group.pid), ("its host", os.getpid())):
+        with contextlib.suppress(OSError):
+            told += [f"-- {who}", _said("nsenter", f"--net=/proc/{pid}/ns/net", "sh", "-c", show)]
+    with netns.entered(group.segment.client):
+        told += ["-- its client", _said("sh", "-c", show)]
+    return "\n".join(told)
+
+
+def _said(*argv: str) -> str:
+    return subprocess.run(argv, capture_output=True, text=True).stdout
+
+
 def is_whole(image: Path) -> bool:
     """Whether there is an image, and every byte of it is what it should be."""
     if not image.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from ckpt import clean, registry, restore
+from ckpt.errors import CkptError
 from ckpt.kernel import ending, host
 from ckpt.stop import clear
 from tests.conftest import random_name
 from tests.criu import segment
 from tests.criu.capture import capturing
 from tests.criu.fault_groups import Maker
-from tests.criu.fault_lab import Survivor
+from tests.criu.fault_lab import Survivor, portrait
 from tests.criu.groups import Starter
 
 
@@ -43,6 +45,9 @@ class World:
             if is_lost:
                 self.end()
         except BaseException:
+            if self._survivor is not None:
+                with contextlib.suppress(CkptError, OSError):
+                    print(portrait(self._survivor.group))
             self.end()
             raise
 
