@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,15 +26,32 @@ class Group:
 
     @classmethod
     def started(
-        cls, machines: Machines, *command: str, number: int = 100, isolation: str = "netns", environment: str = ""
+        cls,
+        machines: Machines,
+        *command: str,
+        on: Machines | None = None,
+        number: int = 100,
+        isolation: str = "netns",
+        attached: bool = True,
     ) -> Group:
-        """Run ``command`` as a group of A's, with an address of the private network that ends in ``number``."""
+        """Run ``command`` as a group of A's, with an address of the private network that ends in ``number``.
+
+        ``on``: of another host's, that then goes to A. One that is not ``attached`` has no link, until it is given one.
+        """
+        machines = on or machines
         prefix = machines.a.address.rpartition(".")[0]
         made = cls(machines, random_name("g"), f"{prefix}.{number}", machines.a, machines.b)
-        network = ["--isolation", isolation, "--link", "br0", "--address", f"{made.address}/24"]
+        network = ["--isolation", isolation]
+        network += ["--link", "br0", "--address", f"{made.address}/24"] if attached else []
         words = [one.format(address=made.address) for one in command]
         machines.a.must("run", "--name", made.name, *network, "--clear-env", "--", *words)
         return made
+
+    @property
+    def pid(self) -> int:
+        """Its root task, as the host that it runs on sees it."""
+        entry = json.loads(self.here.sh(f"cat /run/ckpt/groups/{self.name}.json"))
+        return int(entry["pid"])
 
     def inside(self, script: str) -> str:
         """Run shell within it, where it is."""
@@ -66,3 +84,5 @@ class Group:
         for host in (self.machines.a, self.machines.b):
             if self.name in host.groups():
                 host.must("stop", "--timeout", "0", self.name)
+            elif host.run(f"test -e /run/ckpt/groups/{self.name}.json").status == 0:
+                host.must("clean")  # it has ended by itself
