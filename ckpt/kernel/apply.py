@@ -74,6 +74,8 @@ class _Applier:
             match step:
                 case steps.WriteSysctls():
                     sysctl.write(self._target.netns, step.values)
+                case steps.Rename():
+                    self._links.rename(step)
                 case steps.MakeLink():
                     self._links.make_link(step)
                 case steps.PlaceCounterpart():

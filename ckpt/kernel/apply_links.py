@@ -35,6 +35,12 @@ class LinkMaker:
         self._waiting: list[tuple[str, rtnl_link_changes.Message]] = []
         self._rising: list[steps.BringUp] = []
 
+    def rename(self, step: steps.Rename) -> None:
+        """Give a link another name."""
+        with naming("link-refused", f"link {step.was} {step.ifname}", "call"):
+            rtnl_link_changes.rename(self._target.inside, self._target.indices[step.was], step.ifname)
+        self._target.indices[step.ifname] = self._target.indices.pop(step.was)
+
     def make_link(self, step: steps.MakeLink) -> None:
         """Make a link, and its peer: with all those whose turn comes next, by ``make_waiting``, where it can be."""
         link, peer = ethtool.sparing(step.link), step.peer and ethtool.sparing(step.peer)

@@ -31,6 +31,7 @@ from ckpt.plan import differences, steps
 
 _SETTLING = 5.0
 _CARRIERS = 1.5
+_LOOPBACK = 1  # the index, whatever it is called (LOOPBACK_IFINDEX, include/net/net_namespace.h)
 
 
 class RouteMaker:
@@ -90,7 +91,7 @@ class RouteMaker:
                 )
             time.sleep(0.001)
         # The worker holds the lock that this waits for, until the address's own route is there too.
-        rtnl_link_changes.touch(self._target.inside, self._target.indices["lo"])
+        rtnl_link_changes.touch(self._target.inside, _LOOPBACK)
 
     def _is_tentative(self, address: Address) -> bool:
         request = rtnl_addresses.asking(address, self._target.indices)

@@ -237,6 +237,11 @@ def set_down(connection: Netlink, ifindex: int) -> None:
     connection.request(RTM_NEWLINK, HEADER.pack(0, 0, ifindex, 0, FLAGS["up"]))
 
 
+def rename(connection: Netlink, ifindex: int, ifname: str) -> None:
+    """Give a link another name; older kernels (before Linux 6.2, bd039b5ea2a9) want it down for that."""
+    connection.request(RTM_NEWLINK, header(ifindex) + attribute(IFLA_IFNAME, string(ifname)))
+
+
 def touch(connection: Netlink, ifindex: int) -> None:
     """Change nothing of a link; returns when every change that was under way has been made."""
     connection.request(RTM_NEWLINK, header(ifindex))

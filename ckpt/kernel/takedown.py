@@ -41,7 +41,7 @@ def remove_links(netns: int) -> tuple[str, ...]:
     removed = []
     with namespaces.entered(netns):
         for link in list(outside.links()):
-            if link.ifname == "lo" or link.ifname in FALLBACK_DEVICES or not link.kind:
+            if link.kind in ("", "loopback") or link.ifname in FALLBACK_DEVICES:
                 continue
             if outside.delete(link.ifname):
                 removed.append(link.ifname)

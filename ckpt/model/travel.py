@@ -110,7 +110,7 @@ def _missing_sysctl(key: str) -> Finding:
 
 
 def _judge_link(link: Link) -> Finding | None:
-    reason = "" if link.fallback or link.ifname == "lo" else why_not(link)
+    reason = "" if link.fallback or link.kind == "loopback" else why_not(link)
     if not reason:
         return None
     return Finding(
@@ -124,6 +124,10 @@ def _judge_link(link: Link) -> Finding | None:
 
 def _judge_address(address: Address) -> Finding | None:
     lost = sorted({"temporary", "dadfailed", "stable-privacy"} & set(address.flags))
+    # The kernel gives it to a tunnel's link-local address that it makes of an IPv4 one of lo (add_v4_addrs,
+    # net/ipv6/addrconf.c); to one that is given, that of its bits.
+    if address.scope == "host" and address.address.startswith("fe80:"):
+        lost.append("the scope host")
     if not lost:
         return None
     return Finding(

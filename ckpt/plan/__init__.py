@@ -45,6 +45,7 @@ from ckpt.plan.steps import (
     MakeLink,
     OpenFou,
     PlaceCounterpart,
+    Rename,
     SetAddresses,
     SetBridging,
     SetIpsec,
@@ -78,10 +79,12 @@ def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
 
     Raises UnsupportedError (``link-kind``) for a link that cannot be made; ``cannot_travel`` tells that beforehand.
     """
-    there = {link.ifname for link in observed.links}
+    renamed = {was: ifname for was, ifname in _loopbacks(observed, wanted) if was != ifname}
+    there = {renamed.get(link.ifname, link.ifname) for link in observed.links}
     links = tuple(link for link in wanted.links if link.ifname in there or fallback.travels(link, wanted))
     names = there | {link.ifname for link in links}
     steps: list[Step] = [WriteSysctls(values=_templates(wanted, observed))]
+    steps += [Rename(was=was, ifname=ifname) for was, ifname in renamed.items()]
     ordered = order_links(links)
     outside = {device.ifname for device in wanted.wireguard if device.carrier is Carrier.CALLER}
     steps += _make_links([link for link in ordered if link.ifname not in there], outside)
@@ -145,6 +148,12 @@ def plan_network(wanted: Network, observed: Network) -> tuple[Step, ...]:
     # Last: with every change of a link that has no carrier, the kernel forgets its proxies and most of its neighbours.
     steps.append(SetNeighbours(neighbours=wanted.neighbours))
     return tuple(steps)
+
+
+def _loopbacks(observed: Network, wanted: Network) -> Iterable[tuple[str, str]]:
+    """The name of the loopback that is there, and the one that it shall have."""
+    names = [[link.ifname for link in network.links if link.kind == "loopback"] for network in (observed, wanted)]
+    return zip(*names, strict=False)
 
 
 def _make_links(links: Sequence[Link], outside: Container[str]) -> Iterable[Step]:

@@ -99,6 +99,14 @@ class BringUp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rename:
+    """The link that was called ``was``, which is down, has another name: lo, which nobody makes, may have one."""
+
+    was: str
+    ifname: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TakeDown:
     """The link is down; a VLAN comes up with the link below it, wanted or not."""
 
@@ -239,6 +247,7 @@ class SetTokens:
 
 Step = (
     WriteSysctls
+    | Rename
     | MakeLink
     | PlaceCounterpart
     | Enslave

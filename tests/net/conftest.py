@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -24,8 +26,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _tunnel_drivers(_nothing_left_behind: None) -> None:
-    """Loaded before there is a namespace of a test: one that comes later puts links of its own into some of them."""
+    """Loaded before there is a namespace of a test: one that comes later puts links of its own into some of them.
+
+    With what no tool loads when it is asked for.
+    """
     probe.missing_link_kinds(sorted(TUNNELS))
+    if shutil.which("modprobe"):
+        asked = ("fou", "fou6", "mpls_router", "mpls_iptunnel", "nf_conntrack_ftp", "ip_vs")
+        subprocess.run(["modprobe", "--all", "--quiet", *asked], capture_output=True, check=False)
 
 
 @pytest.fixture

@@ -118,6 +118,8 @@ def comparable(network: Network) -> Network:
                 address,
                 valid_lifetime=None if address.valid_lifetime is None else 0,
                 preferred_lifetime=address.preferred_lifetime and 1,
+                # The one that the kernel makes of lo's for a tunnel; nobody else can give that scope to its like.
+                scope="link" if address.address.startswith("fe80:") else address.scope,
             )
             for address in network.addresses
         ),
@@ -164,8 +166,10 @@ _COMMANDS = (
 )
 
 # Numbers that the host or the kernel chooses anew, time that runs, timers of a bridge; what a bridge has learnt from
-# the wire and heard of groups (newer ips count that), and what a ring has sent; and operstate, which is UNKNOWN or UP
-# for one and the same link, as the kernel's worker has or has not had to look at it since it was made.
+# the wire and heard of groups (newer ips count that), what a ring has sent, how often a bond's port has lost its
+# carrier and what it has come to with the other side's, and what hardware could do at most, which comes of what was
+# made first; and operstate, which is UNKNOWN or UP for one and the same link, as the kernel's worker has or has not had
+# to look at it since it was made.
 _INCOMPARABLE = {
     "operstate",
     "link_index",
@@ -187,6 +191,10 @@ _INCOMPARABLE = {
     "fdb_n_learned",
     "mcast_n_groups",
     "seq_nr",
+    "link_failure_count",
+    "ad_actor_oper_port_state",
+    "ad_actor_oper_port_state_str",
+    "tso_max_size",
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from ckpt.kernel import probe
 from ckpt.model.network import Network
 from ckpt.model.travel import KINDS
 
@@ -55,7 +56,10 @@ def lines() -> list[str]:
     by_what: dict[str, list[str]] = {}
     for (what, kind), tests in sorted(_tests.items()):
         by_what.setdefault(what, []).append(f"{kind or 'physical'} {len(tests)}")
-    if by_what and (missing := sorted(KINDS - {kind for what, kind in _tests if what == "links"})):
-        by_what["links in no test"] = missing
+    if by_what:
+        untested = KINDS - {kind for what, kind in _tests if what == "links"}
+        lacked = untested.intersection(probe.missing_link_kinds(sorted(untested)))
+        by_what["links in no test"] = sorted(untested - lacked)
+        by_what[f"lacked, of {len(KINDS)} kinds of links"] = sorted(lacked)
     width = max(map(len, by_what), default=0)
-    return [f"{what.ljust(width)}  {', '.join(kinds)}" for what, kinds in by_what.items()]
+    return [f"{what.ljust(width)}  {', '.join(kinds)}" for what, kinds in by_what.items() if kinds]

@@ -13,6 +13,7 @@ import pytest
 from ckpt.errors import NetworkError
 from ckpt.kernel import apply, fallbacks, netns, rtnl
 from ckpt.model.network import Network
+from ckpt.model.travel import cannot_travel
 from ckpt.plan import plan_network
 from tests.lab import HOST_PROC
 from tests.net.spaces import assert_equal, comparable, fresh, settle, shell
@@ -89,6 +90,7 @@ def test_used_link_of_a_driver_is_the_same_in_the_copy(initial: None) -> None:
         network = rtnl.read_network(space)
     copy = _copied(network)
     assert_equal(comparable(copy), comparable(network))
+    assert {found.code for found in cannot_travel(network)} <= {"address-flag"}
 
 
 def test_link_that_stays_in_the_way_is_named(initial: None, monkeypatch: pytest.MonkeyPatch) -> None:

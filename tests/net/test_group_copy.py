@@ -19,6 +19,11 @@ from tests.net.spaces import comparable, fresh, settle, shell
 
 KEYS = ("a", "b", "c")
 
+# Two pairs from a to b, of which the ends in a can become ports.
+TWO_WIRES = """in a ip link add pa address 02:00:00:00:00:0a type veth peer name wa netns B
+    in a ip link add pb address 02:00:00:00:00:0b type veth peer name wb netns B
+    """
+
 ACROSS = {
     "veth": """in a ip link add left index 47 address 02:00:00:00:00:01 type veth peer name right netns B
         in a ip link set left mtu 1400 up; in b ip link set right mtu 1400 up
@@ -58,6 +63,45 @@ ACROSS = {
     "ipvlan": """in a ip link add low type veth peer name end; in a ip link set low up; in a ip link set end up
         in a ip link add link low name iv0 netns B index 49 type ipvlan mode l3; in b ip link set iv0 up
         in b ip addr add 10.3.0.2/24 dev iv0""",
+    "wireguard": """in a ip link add left type veth peer name right netns B; in a ip link set left up
+        in b ip link set right up; in a ip addr add 10.1.0.1/24 dev left; in b ip addr add 10.1.0.2/24 dev right
+        one=$(wg genkey) other=$(wg genkey)
+        in a ip link add wg0 index 61 type wireguard; in b ip link add wg0 index 61 type wireguard
+        echo $one | in a wg set wg0 private-key /dev/stdin listen-port 5001 peer $(echo $other | wg pubkey) \
+            allowed-ips 10.8.0.2/32 endpoint 10.1.0.2:5002
+        echo $other | in b wg set wg0 private-key /dev/stdin listen-port 5002 peer $(echo $one | wg pubkey) \
+            allowed-ips 10.8.0.1/32,fd08::/64 endpoint 10.1.0.1:5001 persistent-keepalive 25
+        in a ip link set wg0 up; in b ip link set wg0 mtu 1380 up; in a ip addr add 10.8.0.1/24 dev wg0
+        in b ip addr add 10.8.0.2/24 dev wg0; in b ip route add 10.9.0.0/16 dev wg0""",
+    "bonds": f"""{TWO_WIRES}
+        in a ip link add bo0 index 92 address 02:00:00:00:00:0e type bond mode active-backup miimon 50
+        in b ip link add bo0 index 92 address 02:00:00:00:00:0f type bond mode active-backup miimon 50
+        in a ip link set pb master bo0; in a ip link set pa master bo0; in b ip link set wb master bo0
+        in a ip link set bo0 up; in b ip link set bo0 up; in b ip link set wa up
+        in a ip link add link bo0 name vl5 type vlan id 5; in b ip link add link bo0 name vl5 type vlan id 5
+        in a ip link set vl5 up; in b ip link set vl5 up
+        in a ip addr add 10.5.0.1/24 dev vl5; in b ip addr add 10.5.0.2/24 dev vl5""",
+    "vlan-on-a-bond-elsewhere": f"""{TWO_WIRES} in b ip link set wa up; in b ip link set wb up
+        in a ip link add bo0 index 92 address 02:00:00:00:00:0e type bond mode active-backup miimon 50
+        in a ip link set pb master bo0; in a ip link set pa master bo0; in a ip link set bo0 up
+        in a ip link add link bo0 name vl5 netns C index 93 type vlan id 5
+        in c ip link add link vl5 name mv0 type macvlan mode bridge; in c ip link set vl5 up; in c ip link set mv0 up
+        in c ip addr add 10.5.0.1/24 dev mv0""",
+    "team": f"""{TWO_WIRES} in b ip link set wa up; in b ip link set wb up
+        in a ip link add te0 index 70 address 02:00:00:00:00:0c type team
+        in a teamnl te0 setoption mode roundrobin
+        in a ip link set pb master te0; in a ip link set pa master te0; in a ip link set te0 up
+        in a ip link add link te0 name vl5 netns C type vlan id 5; in c ip link set vl5 up
+        in c ip addr add 10.5.0.1/24 dev vl5""",
+    "vrfs": """in a ip link add red type vrf table 100; in a ip link add blue type vrf table 200
+        in a ip link set red up; in a ip link set blue up
+        in a ip link add pb type veth peer name eth0 netns B; in a ip link add pc type veth peer name eth0 netns C
+        in a ip link set pb master red; in a ip link set pc master blue; in a ip link set pb up; in a ip link set pc up
+        in b ip link set eth0 up; in c ip link set eth0 up
+        in a ip addr add 10.2.0.1/24 dev pb; in a ip addr add 10.2.0.1/24 dev pc
+        in b ip addr add 10.2.0.2/24 dev eth0; in c ip addr add 10.2.0.2/24 dev eth0
+        in a ip route add 10.6.0.0/16 via 10.2.0.2 vrf red; in a ip route add 10.6.0.0/16 via 10.2.0.2 vrf blue
+        in b ip link add green type vrf table 300; in b ip link set green up; in b ip link set eth0 master green""",
     # The index of each is that of some link in the namespace in which it was made.
     "tunnels": """in a ip link add low type veth peer name end; in a ip link set low up; in a ip link set end up
         in a ip addr add 10.6.0.1/24 dev low; in a ip link add vx0 index 78 type vxlan id 5 dstport 4789 remote 10.6.0.9
@@ -71,6 +115,11 @@ NEEDED = {
     "vxcan": "ip link add x0 type vxcan",
     "netkit": "ip link add x0 type netkit mode l3 blackhole peer forward name x1",
     "ipvlan": "ip link add link v0 name x0 type ipvlan",
+    "wireguard": "ip link add x0 type wireguard",
+    "bonds": "ip link add x0 type bond; ip link add link v0 name x1 type vlan id 5",
+    "vlan-on-a-bond-elsewhere": "ip link add x0 type bond; ip link add link v0 name x1 type vlan id 5",
+    "team": "ip link add x0 type team; teamnl x0 options; ip link add link v0 name x1 type vlan id 5",
+    "vrfs": "ip link add x0 type vrf table 5",
 }
 """What a kernel, or an old ip, may be unable to make."""
 
@@ -120,7 +169,8 @@ def test_copy_of_linked_namespaces_is_equal(host: int, what: str) -> None:
     with made() as originals, ExitStack() as undo:
         fill(originals, ACROSS[what])
         wanted = read(originals)
-        assert [cannot_travel(network) for network in wanted.values()] == [(), (), ()]
+        lost = {found.code for network in wanted.values() for found in cannot_travel(network)}
+        assert lost == ({"team-port-address"} if what == "team" else set())
         shown = {key: spaces.shown(space) for key, space in originals.items()}
         with ExitStack() as fresh_ones:
             targets = {key: fresh_ones.enter_context(fresh()) for key in KEYS}

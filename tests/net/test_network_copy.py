@@ -29,6 +29,12 @@ LINKS = {
     "altnames": "ip link property add dev eth0 altname second altname third",
     "names": "ip link set eth0 down; ip link set eth0 name 'é{}$;012345678'",
     "flags": "ip link set eth0 promisc on allmulticast on multicast off; ip link set lo down",
+    "limits": """ip link set eth0 gso_max_size 30000 gso_max_segs 99 gro_max_size 40000
+        ip link add va type veth peer name vb; ip link set va gro_max_size 8000""",
+    "loopback-renamed": """ip link set lo down; ip link set lo name '$lo'; ip link set '$lo' up
+        ip addr add 10.9.0.1/32 dev '$lo'; ip -6 addr add fd09::1/64 dev '$lo'
+        sysctl -qw 'net.ipv4.conf.$lo.rp_filter=2'
+        ip link add lo type veth peer name ol""",
     "down": "ip link set eth0 down",
     "veth-inside": """ip link add va index 50 type veth peer name vb index 51; ip link set va up; ip link set vb up
         ip addr add 10.5.0.1/24 dev va; ip link set vb address 02:00:00:00:00:07 mtu 1300""",

@@ -75,8 +75,10 @@ TUNNELS = {
         ip link add t3 type ip6tnl remote fd00::5""",
     "ip6tnl-external": "ip link add t0 type ip6tnl external",
     "ip6tnl-encapsulated": f"ip link add t0 type ip6tnl {SIX} encap fou encap-sport 77 encap-dport 78 encap-csum",
-    "vti": f"ip link add t0 type vti {FOUR} ikey 5 okey 6 dev v0 fwmark 9; ip link add t1 type vti key 1.2.3.4",
-    "vti6": f"ip link add t0 type vti6 {SIX} ikey 5 okey 6 dev v0 fwmark 9; ip link add t1 type vti6 key 1.2.3.4",
+    "vti": f"""ip link add t0 type vti {FOUR} ikey 5 okey 6 dev v0 fwmark 9
+        ip link add t1 type vti local 10.0.0.7 key 1.2.3.4""",
+    "vti6": f"""ip link add t0 type vti6 {SIX} ikey 5 okey 6 dev v0 fwmark 9
+        ip link add t1 type vti6 local fd00::7 key 1.2.3.4""",
     "xfrm": """ip link add t0 type xfrm if_id 5 dev v0; ip link add t1 type xfrm if_id 0x6
         ip link set t0 addrgenmode none; ip link set t1 addrgenmode none""",
     "xfrm-external": "ip link add t0 type xfrm external; ip link set t0 addrgenmode none",

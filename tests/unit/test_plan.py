@@ -18,6 +18,7 @@ from ckpt.plan.steps import (
     Enslave,
     MakeLink,
     PlaceCounterpart,
+    Rename,
     SetAddresses,
     SetRoutes,
     SettleSysctls,
@@ -226,3 +227,10 @@ def test_cannot_travel_names_all_that_is_unread() -> None:
 
 def test_cannot_travel_is_silent_about_fallback_devices() -> None:
     assert cannot_travel(Network(links=(LOOPBACK, Link(ifname="tunl0", kind="ipip")))) == ()
+
+
+def test_loopback_that_was_renamed_is_called_so_before_links_are_made() -> None:
+    wanted = Network(links=(replace(LOOPBACK, ifname="back"), Link(ifname="lo", kind="dummy")))
+    planned = [step for step in plan_network(wanted, EMPTY) if isinstance(step, Rename | MakeLink)]
+    assert planned == [Rename(was="lo", ifname="back"), MakeLink(link=wanted.links[1])]
+    assert not any(isinstance(step, Rename) for step in plan_network(Network(links=(LOOPBACK,)), EMPTY))

@@ -6,8 +6,9 @@ import pytest
 
 from ckpt.kernel import macsec, netlink, rtnl_codecs, rtnl_kinds
 from ckpt.kernel.netlink import attribute, nested
+from ckpt.model.finding import Severity
 from ckpt.model.network import Counterpart, Link, Network, Place
-from ckpt.model.travel import why_not
+from ckpt.model.travel import cannot_travel, why_not
 from ckpt.plan import plan_network, steps
 from ckpt.plan_group import plan_networks
 from tests.unit.test_tunnel_kinds import data_of
@@ -110,3 +111,12 @@ def test_links_that_stand_on_each_other_in_a_circle_end() -> None:
 def test_ring_travels_when_all_is_known_of_it(options: dict[str, str], reason: str) -> None:
     found = why_not(Link(ifname="ring", kind="hsr", options=options))
     assert found.startswith(reason) if reason else found == ""
+
+
+@pytest.mark.parametrize(
+    "kind", ["", "netdevsim", "can", "wwan", "ipoib", "lowpan", "ppp", "slcan", "virt_wifi", "new"]
+)
+def test_kind_that_no_machine_here_makes_is_refused_with_a_reason(kind: str) -> None:
+    [found] = cannot_travel(Network(links=(Link(ifname="x0", kind=kind),)))
+    assert (found.severity, found.code, found.subject) == (Severity.BLOCK, "link-kind", "link x0")
+    assert found.reason == "links of kind new are not supported" if kind == "new" else len(found.reason) > 20
