@@ -262,8 +262,8 @@ def _switch_of(port: str) -> str:
     return f"sw{port[2:]}"
 
 
-# No byte code: it would be written into the tree under test.
-TESTED = f"PYTHONPATH={ROOT} exec {sys.executable} -B -m tests.hosts.fault_program"
+# Byte code beside the program, on the host's disk: not in the tree under test, and not compiled anew at every start.
+TESTED = f'PYTHONPATH={ROOT} PYTHONPYCACHEPREFIX="${{0%/*}}/pycache" exec {sys.executable} -m tests.hosts.fault_program'
 
 
 @contextmanager
