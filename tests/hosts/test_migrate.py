@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -151,7 +152,12 @@ def test_dump_and_restore_of_another_host_keep_the_connection(moving: Moving, wo
         assert near.must("dump", moving.name, "--host", far.address, "-o", image)["left_running"] is False
         assert far.groups() == {}
         assert near.must("check", image, "--host", far.address)["ok"]
-        near.must("restore", image, "--host", far.address, "--keep", "/root/kept.ckpt")
+        # At a terminal, which is told how far it is.
+        words = f"ckpt restore {image} --host {far.address} --keep /root/kept.ckpt"
+        shown = near.run("script", "--quiet", "--return", "--command", words, "/dev/null")
+        assert shown.status == 0, shown
+        bar = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.out)
+        assert re.search(rf"sending to {far.address} \S+ [0-9.]+/[0-9.]+ [KM]iB [0-9.]+ [kM]B/s 0:\S+ 0:\S+", bar), bar
         assert far.run("cmp", "/root/kept.ckpt", "/root/kept.ckpt").status == 0
         far.must("verify", "/root/kept.ckpt")
         moving.stream.progress()
