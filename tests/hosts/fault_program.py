@@ -3,8 +3,9 @@
 It is what /usr/local/bin/ckpt runs there. Where fault.json on its disk names its command it watches its own calls, as
 `tests/criu/fault_runner.py` does, and lets the fault happen at the wanted passage of a step: ``ckpt`` is this process
 (on a target the agent), ``criu`` its CRIU, ``ssh`` the connection (the client's ssh, or the server's sshd), ``cable``
-the host's cable, ``host`` everything on the host at once. The file struck says that it did. Waits that are only
-patience are short.
+the host's cable, ``host`` everything on the host at once. ``stop`` and ``pause`` only hold this process there, for good
+or for a while, so that whoever waits for it can take the host's power or its cable. The file struck says that it did.
+Waits that are only patience are short.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from ckpt.cli.main import invoke
 
 PLAN = Path("/var/lib/ckpt/fault.json")
 STRUCK = Path("/var/lib/ckpt/struck")
+
+PAUSE_SECONDS = 12
 
 
 def hurry() -> None:
@@ -70,6 +73,11 @@ def strike(fault: str) -> None:
         from tests.criu.fault_runner import running_criu
 
         os.kill(running_criu(), signal.SIGKILL)
+    elif fault in ("stop", "pause"):
+        if fault == "pause":
+            words = ["sh", "-c", f"sleep {PAUSE_SECONDS}; kill -CONT {os.getpid()}"]
+            subprocess.Popen(words, start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        os.kill(os.getpid(), signal.SIGSTOP)
     elif fault == "ssh":
         _end_connection()
     else:

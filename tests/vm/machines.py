@@ -114,7 +114,7 @@ class Host:
     def traces(self) -> list[str]:
         """What a test could leave there, line by line."""
         looked = "ip -o link | cut -d: -f2; nft list tables; ls /run/netns; ls -R /run/ckpt | grep json"
-        looked += "; find /var/lib/ckpt -type f; ip -o -4 address show dev br0"
+        looked += "; find /var/lib/ckpt -type f ! -name lock; ip -o -4 address show dev br0"
         return sorted(set(self.run(looked).out.splitlines()))
 
     def hang_up(self) -> None:
