@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
-from ckpt.kernel import devconf, netns, sysctl
-from tests.net.spaces import shell
+from ckpt.kernel import devconf, netns, rtnl, sysctl
+from tests.net.spaces import assert_equal, fresh, restored, shell
 
 TREES = ("net/ipv4/conf", "net/ipv6/conf", "net/ipv4/neigh", "net/ipv6/neigh")
 
@@ -60,3 +61,41 @@ def test_read_all_is_what_the_files_say(group: int) -> None:
             for name, text in files(tree, link.name).items()
         }
     assert {key: value for key, value in found.items() if key.startswith(TREES)} == expected
+
+
+PLAIN = ("core", "ipv4", "ipv6", "mpls", "netfilter", "unix", "sctp", "vrf")
+OF_LINKS = ("conf", "neigh")
+
+
+def changed(path: Path) -> str:
+    """Give the file another number, or numbers; what it says then, or nothing where no other is taken."""
+    try:
+        before = path.read_text().split()
+        for step in (1, -1, 2, 60):
+            with contextlib.suppress(OSError):
+                path.write_text(" ".join(str(int(word) + step) for word in before))
+            if path.read_text().split() != before:
+                return path.read_text()
+    except (OSError, ValueError):
+        pass  # not to be read, or no number
+    return ""
+
+
+def test_copy_has_every_sysctl_of_a_namespace_as_it_was() -> None:
+    """Whatever can be set, also what tracks connections; the links' own are tried elsewhere, a few at a time."""
+    nft = "nft 'add table ip x; add chain ip x y { type filter hook input priority 0; }; add rule ip x y ct state new'"
+    with fresh() as space:
+        shell(f"ip link set lo up; {nft}", space)
+        with netns.entered(space):
+            files = [path for tree in PLAIN for path in Path("/proc/sys/net", tree).rglob("*") if path.is_file()]
+            plain = [path for path in files if not set(OF_LINKS) & set(path.parts) and path.stat().st_mode & 0o200]
+            wanted = {path: text for path in sorted(plain) if (text := changed(path))}
+            # Some change with others.
+            wanted = {path: path.read_text() for path in wanted}
+        with restored(rtnl.read_network(space)) as copy, netns.entered(copy):
+            found = {path: path.read_text() for path in wanted}
+    assert_equal(found, wanted)
+    assert len(wanted) > 100
+    assert {"nf_conntrack_udp_timeout", "tcp_keepalive_time", "fib_multipath_hash_policy"} <= {
+        one.name for one in wanted
+    }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from ckpt.kernel import rtnl
 from ckpt.model.travel import cannot_travel
 from tests.net.oracle import assert_copy_equal, copied, need
-from tests.net.spaces import shell
+from tests.net.spaces import restored, settle, shell
 
 BASE = "ip addr add 10.0.0.2/24 dev eth0; ip -6 addr add fd00::2/64 dev eth0 nodad\n"
 NEIGHBOURS = {
@@ -76,3 +77,20 @@ def test_temporary_addresses_come_back_as_ordinary_ones_and_no_others(group: int
         shown = shell("ip -6 -o addr show dev eth0 scope global", copy)
         assert len(shown.splitlines()) == 2
         assert temporary[0] in shown
+
+
+def test_address_of_another_comes_back_without_that_failure(group: int) -> None:
+    """Detection has failed: the kernel does not use the address, and nobody can say so of one that is set."""
+    shell("ip link add va type veth peer name vb; ip link set va up; ip link set vb up", group)
+    settle(group)
+    shell("ip -6 addr add fd05::1/64 dev vb nodad; sysctl -qw net.ipv6.conf.va.accept_dad=1", group)
+    shell("ip -6 addr add fd05::1/64 dev va", group)
+    shell("until ip -6 -o addr show dev va dadfailed | grep -q fd05; do sleep 0.05; done", group)
+    network = rtnl.read_network(group)
+    [found] = cannot_travel(network)
+    assert (found.code, found.subject) == ("address-flag", "address fd05::1/64 of va")
+    assert "dadfailed" in found.reason
+    shell("ip link del veth0")
+    with restored(network) as copy:
+        shown = shell("ip -6 -o addr show dev va", copy)
+        assert "fd05::1/64" in shown and "dadfailed" not in shown and "tentative" not in shown

@@ -21,7 +21,7 @@ from ckpt.plan_group import plan_networks
 from tests.net import random_filters, random_parts, random_spaces, spaces, witness
 from tests.net.random_spaces import Dice, Draft
 
-EXAMPLES = int(os.environ.get("CKPT_RANDOM_NETWORKS", "160"))
+EXAMPLES = int(os.environ.get("CKPT_RANDOM_NETWORKS", "184"))
 """How many. ``CKPT_RANDOM_NETWORKS=5000 pytest tests/net/test_random_networks.py`` takes an hour and tries more."""
 
 
