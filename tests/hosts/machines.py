@@ -183,6 +183,8 @@ class Machine:
         self.run("ip", "route", "add", "default", "via", GATEWAY6)
         self.run("/usr/sbin/sshd", "-f", str(self.place / "sshd_config"), "-E", str(self.place / "sshd.log"))
         self._wait(lambda: self.run("ssh", self.address, "true").status == 0, "its sshd answers")
+        # A switch forwards for a port some time after its cable was put in.
+        self._wait(lambda: self.run("ping", "-qc1", "-W1", GATEWAY).status == 0, "it reaches the router")
 
     def plug(self) -> None:
         """Put the cable in."""

@@ -31,6 +31,12 @@ LEAVING_SECONDS = 10.0
 LIMIT = "20"
 """The downtime limit where nothing has to wait for it."""
 
+LIMITS = {"cable": "5", "host": "10"}
+"""Those where a fault has one side wait for it, by the fault."""
+
+UNREACHABLE = 15
+"""The exit status of a ckpt that cannot reach the other host: try again when it can be reached."""
+
 
 def run_server(host: Machine, name: str, address: str, *, isolation: str = "netns") -> None:
     """Run the stream server as a group of ``host``."""
@@ -108,7 +114,7 @@ class Moving:
         command = "migrate" if step.side == "source" else "agent"
         plan = {"command": command, "point": step.point, "passage": step.passage, "fault": fault.fault}
         (host.disk / "fault.json").write_text(json.dumps(plan))
-        outcome = self.move("--downtime-limit", "5" if fault.fault == "cable" else LIMIT)
+        outcome = self.move("--downtime-limit", LIMITS.get(fault.fault, LIMIT))
         struck = host.disk / "struck"
         assert struck.exists(), f"the fault never struck: {outcome}"
         struck.unlink()
@@ -134,7 +140,10 @@ class Moving:
         for host, other in ((self.source, self.target), (self.target, self.source)):
             for record in host.records():
                 words = ["--host", other.address] if record["role"] == "target" else []
-                said.append(host.ckpt("migrate", "--resume", record["id"], *words))
+                deadline = time.monotonic() + PATIENCE
+                while (done := host.ckpt("migrate", "--resume", record["id"], *words)).status == UNREACHABLE:
+                    assert time.monotonic() < deadline, done
+                said.append(done)
         for host in (self.source, self.target):
             said.append(host.must("clean"))
         return said
