@@ -15,7 +15,7 @@ _DEPARTURE, _ARRIVAL = "ckpt.departure:Departure", "ckpt.arrival:HeldArrival"
 class Step:
     """A step of the source's ckpt or of the target's agent; ``criu``: a CRIU is at work there.
 
-    ``lost``: should this side lose its power here, the group is lost with it, as any program of a host that does.
+    ``lost``: should this side lose its power here, the group may be lost with it, as any program of a host that does.
     ``isolation``: only groups of this kind pass it.
     """
 
@@ -32,7 +32,8 @@ SOURCE = (
     Step(side="source", point="return ckpt.migrate:_prepare", lost=True),
     Step(side="source", point=f"return {_DEPARTURE}.frozen", criu=True, lost=True),
     Step(side="source", point="return ckpt.dump:_Dump._read_frozen", criu=True, lost=True),
-    Step(side="source", point="return ckpt.remote.protocol:Channel.end_data", passage=2, criu=True),
+    # What it has given to ssh may not have left the host.
+    Step(side="source", point="return ckpt.remote.protocol:Channel.end_data", passage=2, criu=True, lost=True),
     Step(side="source", point=f"call {_DEPARTURE}.agree", criu=True),
     Step(side="source", point=f"return {_DEPARTURE}.agree", criu=True),
     Step(side="source", point=f"call {_DEPARTURE}.commit", criu=True),
