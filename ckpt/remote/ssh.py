@@ -31,7 +31,8 @@ END_SECONDS = 5.0
 VARIABLE = "CKPT_REMOTE"
 """Names the ckpt of other hosts, where it is not simply `ckpt` on PATH."""
 
-# A cable that is cut says nothing: without this a broken connection is noticed after hours.
+# A cable that is cut says nothing: without this a broken connection is noticed after hours. Who has set it otherwise
+# in ~/.ssh/config keeps that, which an option here would overrule.
 _ALIVE = ("-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3")
 
 _NO_CKPT, _NO_SUDO, _NOT_ALLOWED, _SSH_FAILED = 121, 122, 123, 255
@@ -88,8 +89,9 @@ def remote_command(ckpt: str) -> str:
 
 
 def _start(host: str, ckpt: str, words: int) -> subprocess.Popen[bytes]:
-    argv = ["ssh", "-T", "-x", "-o", "ClearAllForwardings=yes", *_ALIVE, "--", host, remote_command(ckpt)]
     try:
+        alive = () if _is_kept_alive(host) else _ALIVE
+        argv = ["ssh", "-T", "-x", "-o", "ClearAllForwardings=yes", *alive, "--", host, remote_command(ckpt)]
         return subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words, bufsize=0, preexec_fn=_ignore_interrupts
         )
@@ -97,6 +99,13 @@ def _start(host: str, ckpt: str, words: int) -> subprocess.Popen[bytes]:
         raise UnsupportedError(
             "ssh is not installed", code="tool-missing", hint="install the package openssh-client"
         ) from error
+
+
+def _is_kept_alive(host: str) -> bool:
+    """Whether the user's configuration has ssh ask a silent ``host`` whether it is still there."""
+    said = subprocess.run(["ssh", "-G", "--", host], stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout
+    words = (line.split() for line in said.splitlines())
+    return any(word[:1] == ["serveraliveinterval"] and word[1:] != ["0"] for word in words)
 
 
 def _ignore_interrupts() -> None:

@@ -54,8 +54,6 @@ Host *
     UserKnownHostsFile {keys}/known_hosts
     BatchMode yes
     ConnectTimeout 5
-    ServerAliveInterval 2
-    ServerAliveCountMax 3
 """
 
 

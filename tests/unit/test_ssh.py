@@ -158,3 +158,13 @@ def test_session_never_speaks_of_host_keys(there: There, tmp_path: Path) -> None
     words = (tmp_path / "argv").read_text()
     assert "HostKey" not in words
     assert "KnownHosts" not in words
+
+
+@pytest.mark.parametrize(("configured", "given"), [("0", True), ("2", False)])
+def test_session_keeps_itself_alive_unless_the_user_has_said_how(
+    there: There, tmp_path: Path, configured: str, given: bool
+) -> None:
+    answer = f'[ "$1" = -G ] && {{ echo serveraliveinterval {configured}; exit; }}'
+    there.program("ssh", f'{answer}\nprintf "%s\\n" "$@" >{tmp_path}/argv\nexit 255')
+    failure()
+    assert ("ServerAliveInterval" in (tmp_path / "argv").read_text()) is given
