@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests import lab
 
@@ -24,6 +25,10 @@ _NEEDS_LAB = {"net", "criu", "hosts"}
 _STRAY_SECONDS = 5.0
 
 _why_no_lab: str | None = "not entered"
+
+# How long an example takes says more about the machine than about what is tested.
+settings.register_profile("ckpt", deadline=None)
+settings.load_profile("ckpt")
 
 
 def require(condition: bool, reason: str) -> None:
