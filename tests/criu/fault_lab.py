@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ from ckpt.model.process import FileKind
 from ckpt.restore import restore_group
 from tests import lab
 from tests.criu.groups import Group
-from tests.criu.segment import Segment
+from tests.criu.segment import PATIENCE, Segment
 from tests.criu.stream import Stream
 
 RUNNER = Path(__file__).parent / "fault_runner.py"
@@ -147,7 +148,13 @@ def left_behind(images: Path) -> list[str]:
     found += [f"lock {name} in namespace {inode}" for inode, name in locks()]
     found += [f"context {name}" for name in context.names() if registry.find(name) is None]
     known = {pid for entry in registry.entries() for pid in tree(entry.pid)}
-    found += [f"process {pid}: {command}" for pid, command in lab.strays().items() if pid not in known]
+    # A CRIU that was only just started has yet to see that nobody speaks to it any more.
+    deadline = time.monotonic() + PATIENCE
+    while (strays := {pid: said for pid, said in lab.strays().items() if pid not in known}) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.02)
+    found += [f"process {pid}: {command}" for pid, command in strays.items()]
     for entry in registry.entries():
         found += [f"PID {pid} of {entry.name} {what}" for pid, what in wrong_tasks(entry.pid)]
     return found
