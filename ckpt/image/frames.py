@@ -9,7 +9,7 @@ Whether frames follow each other as they must is the ledger's business.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from ckpt.errors import ImageError, StorageError
@@ -43,7 +43,10 @@ class Skippable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame whose digest is right: at ``offset``, ``size`` bytes long. ``payload`` is empty where it was skipped."""
+    """A frame whose digest is right: at ``offset``, ``size`` bytes long. ``payload`` is empty where it was skipped.
+
+    ``unchecked`` is its head's bytes where the digest has not been looked at yet (``FrameReader.check``).
+    """
 
     number: int
     head: Head
@@ -52,6 +55,7 @@ class Frame:
     length: int
     offset: int
     size: int
+    unchecked: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +137,11 @@ class FrameReader:
         raw, header = read_header(source, place)
         return cls(source, place, layout.digest(raw)), header
 
-    def next(self, *, skip: bool = False) -> Frame | Trailer:
-        """The next frame, or the trailer. With ``skip`` a chunk's payload is passed over, its digest not checked."""
+    def next(self, *, skip: bool = False, unchecked: bool = False) -> Frame | Trailer:
+        """The next frame, or the trailer. With ``skip`` a chunk's payload is passed over, its digest not checked.
+
+        With ``unchecked`` a chunk is returned as it was read: who asks for that calls ``check`` before it is used.
+        """
         offset = self.source.position
         place = self.place.inside(f"byte {offset}")
         begin = self.source.peek(len(TRAILER_PREFIX))[: len(TRAILER_PREFIX)]
@@ -153,9 +160,16 @@ class FrameReader:
             self.source.skip(length, place)
             return Frame(number, head, digest, b"", length, offset, size)
         payload = self.source.take(length, place)
-        if frame_digest(self.seed, head_bytes, payload) != digest:
+        frame = Frame(number, head, digest, payload, length, offset, size, head_bytes)
+        if unchecked and isinstance(head, layout.ChunkHead):
+            return frame
+        self.check(frame, place)
+        return replace(frame, unchecked=b"")
+
+    def check(self, frame: Frame, place: Place) -> None:
+        """Hold a frame that was returned unchecked against its digest. May be called by several threads."""
+        if frame.unchecked and frame_digest(self.seed, frame.unchecked, frame.payload) != frame.digest:
             raise place.error(Defect.DIGEST, "its digest does not match")
-        return Frame(number, head, digest, payload, length, offset, size)
 
     def _trailer(self, place: Place) -> Trailer:
         place = place.inside(f"trailer at byte {self.source.position}")
@@ -239,7 +253,7 @@ def describe(number: int, head: Head, offset: int) -> str:
     return f"frame {number} ({head.TYPE}{named}) at byte {offset}"
 
 
-def frame_digest(seed: blake2b, head: bytes, payload: bytes) -> bytes:
+def frame_digest(seed: blake2b, head: bytes, payload: bytes | bytearray) -> bytes:
     """The digest of a frame: its head's bytes, its payload with the payload's length, all seeded with the header."""
     running = seed.copy()
     running.update(head)
@@ -248,7 +262,7 @@ def frame_digest(seed: blake2b, head: bytes, payload: bytes) -> bytes:
     return running.digest()
 
 
-def seal(seed: blake2b, number: int, head: Head, payload: bytes) -> tuple[bytes, bytes]:
+def seal(seed: blake2b, number: int, head: Head, payload: bytes | bytearray) -> tuple[bytes, bytes]:
     """A frame's bytes up to its payload, and its digest."""
     values = (getattr(head, field.name) for field in fields(head))
     packed = wire.pack_head((head.TYPE, number, *values), _AFTER_ITEMS)

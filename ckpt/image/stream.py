@@ -1,21 +1,28 @@
 """Reads an image from first byte to last, as it comes out of a pipe.
 
-Events come in the image's order, several files interleaved as they were written, one chunk in memory at a time. Each
-byte that is handed out was checked against its frame's digest, and each frame's place by the ledger; that the image
-is *whole* is known only when the events have ended without an error. Nothing is ever sought, so a pipe will do.
+Events come in the image's order, several files interleaved as they were written, and few chunks are in memory at a
+time: those that follow are read ahead, and checked and decompressed by threads. Each byte that is handed out was
+checked against its frame's digest, and each frame's place by the ledger; that the image is *whole* is known only when
+the events have ended without an error, and of several errors the first in the image is raised. Nothing is ever sought,
+so a pipe will do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
+from ckpt.errors import CkptError
 from ckpt.image import schema, wire
 from ckpt.image.codec import decompress
 from ckpt.image.defect import Defect, Place
 from ckpt.image.frames import Frame, FrameReader, Readable, Source, Trailer, describe
 from ckpt.image.layout import (
+    KIB,
     ChunkHead,
     CloseHead,
     FileEntry,
@@ -29,6 +36,9 @@ from ckpt.image.layout import (
 from ckpt.image.ledger import Ledger
 
 _T = TypeVar("_T")
+
+_MOST_THREADS: Final = 4
+_WORTH_A_THREAD: Final = 64 * KIB  # bytes of a chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +147,30 @@ class StreamReader:
 
         With ``skip`` the contents are passed over unchecked and no FileData is made: only the order is checked.
         """
-        while self._next is not None:
-            frame, place = self._next
-            event = self._event(frame, place, skip)
-            if event is not None:
-                yield event
-            self._next = self._take(skip)
+        threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+        with ThreadPoolExecutor(threads, "ckpt-image") as pool:
+            ahead: deque[Callable[[], Event | None]] = deque()
+            failure: Exception | None = None
+            while ahead or (self._next is not None and failure is None):
+                if self._next is not None and failure is None:
+                    ahead.append(self._begin(*self._next, skip, pool))
+                    try:
+                        self._next = self._take(skip)
+                    except (CkptError, OSError) as error:
+                        failure = error
+                if len(ahead) > threads or self._next is None or failure is not None:
+                    event = ahead.popleft()()
+                    if event is not None:
+                        yield event
+            if failure is not None:
+                raise failure
+
+    def _begin(self, frame: Frame, place: Place, skip: bool, pool: ThreadPoolExecutor) -> Callable[[], Event | None]:
+        """Have a frame made into an event; what is returned waits for it."""
+        if isinstance(frame.head, ChunkHead) and not skip and frame.length >= _WORTH_A_THREAD:
+            return pool.submit(self._event, frame, place, skip).result
+        event = self._event(frame, place, skip)
+        return lambda: event
 
     def _read_sections(self) -> None:
         self._next = self._take(False)
@@ -151,11 +179,19 @@ class StreamReader:
             self._next = self._take(False)
 
     def _take(self, skip: bool) -> tuple[Frame, Place] | None:
-        frame = self._frames.next(skip=skip)
+        frame = self._frames.next(skip=skip, unchecked=True)
         if isinstance(frame, Trailer):
             self._finish(frame)
             return None
         place = self.place.inside(describe(frame.number, frame.head, frame.offset))
+        try:
+            self._note(frame, place)
+        except CkptError:
+            self._frames.check(frame, place)  # what is not as it was written is not to be blamed for what it says
+            raise
+        return frame, place
+
+    def _note(self, frame: Frame, place: Place) -> None:
         if self._index is not None:
             raise place.error(Defect.MALFORMED, "a frame follows the index")
         self._ledger.expect(frame.number, place)
@@ -167,7 +203,6 @@ class StreamReader:
             if found != index:
                 raise place.error(Defect.INDEX, _difference(found, index))
             self._index = (frame.offset, index)
-        return frame, place
 
     def _event(self, frame: Frame, place: Place, skip: bool) -> Event | None:
         match frame.head:
@@ -178,6 +213,7 @@ class StreamReader:
             case FileHead(file, name):
                 return FileOpened(file, name)
             case ChunkHead(file, raw, codec) if not skip:
+                self._frames.check(frame, place)
                 data = decompress(codec, frame.payload, raw, place)
                 return FileData(file, self._ledger.file_name(file), data)
             case CloseHead(file, length, _):
