@@ -122,6 +122,8 @@ class Departure(Handover):
         elif isinstance(message, messages.Failure):
             # It says so when it has undone everything.
             self.refused = True
+            if message.code == "host-timeout" and self._deadline is not None and time.monotonic() > self._deadline:
+                raise self._too_long()  # it has waited for the image for as long as we may take
             raise failed(message, self._channel.label)
         else:
             raise RemoteError(

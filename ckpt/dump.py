@@ -2,9 +2,10 @@
 
 Facts are read and checked while the group runs; what would fail is refused here, and nothing was touched. Then new
 connections are kept out, CRIU freezes the group, and the network is locked, so that no peer learns of what follows.
-CRIU writes its images and asks whether to go on, and holds everything still for the answer: the network is read into
-records, the image is written and gets its name, and the answer is yes. That is the point of no return. CRIU then kills
-the tasks, and their namespace and links are taken down without a packet having left.
+What stands still is read into records, which begin the image; memory follows as CRIU hands it out (`writing`). CRIU
+asks whether to go on, and holds everything still for the answer: the image is completed and gets its name, and the
+answer is yes. That is the point of no return. CRIU then kills the tasks, and their namespace and links are taken down
+without a packet having left.
 
 Whatever fails before that point is answered with no: CRIU lets the group go on, and the lock is taken away. With
 `leave_running` there is no such point: the group always goes on.
@@ -24,14 +25,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ckpt import carrying, context, context_record, forecast, held, registry, sections, spaces
+from ckpt import carrying, context, context_record, forecast, held, registry, spaces
 from ckpt.carrying import OpenFiles
 from ckpt.check import GHOST_LIMIT
 from ckpt.errors import CkptError, ExistsError, NotFoundError, RefusedError, RolledBackError, StorageError
 from ckpt.explain import explain
 from ckpt.handover import Destination, Handover, StreamHandover
 from ckpt.holding import SignalHold
-from ckpt.image import Summary, Writer
 from ckpt.kernel import (
     criu,
     datagrams,
@@ -56,6 +56,7 @@ from ckpt.pins import pinned
 from ckpt.silence import deliver, scope_of, settle
 from ckpt.spaces import NETNS_KEY
 from ckpt.turns import Turn
+from ckpt.writing import Writing
 
 _log = logging.getLogger(__name__)
 
@@ -278,7 +279,9 @@ class _Dump:
         self._thawed_at = self._thawed_at or time.monotonic()
         if self._options.leave_running:
             self._lock.release()
-            self._summary = self._write_image(self._checkpoint)
+            with self._writing() as writing:
+                writing.begin(self._checkpoint)
+                self._summary = writing.finish(self._carried)
         else:
             self._take_away()
             self._handover.away()
@@ -356,7 +359,8 @@ class _Dump:
             places = {"images_dir_fd": images, "work_dir_fd": stack.enter_context(criu.images_directory(self._work))}
             request = criu.dump_request(self._program, {**places, **self._criu_options()})
             self._swrk = stack.enter_context(criu.Swrk(self._program, launch, died=self._rescue))
-            self._swrk.request(request, self._notify)
+            self._image = stack.enter_context(self._writing())
+            self._swrk.request(request, self._notify, self._image)
 
     def _criu_options(self) -> dict[str, object]:
         external = [file.key for file in self._notes.files]
@@ -395,19 +399,22 @@ class _Dump:
             # The tasks stand still now, and CRIU has not looked at their sockets yet (cr_dump_tasks, criu/cr-dump.c).
             self._silence()
             self._rescue.prepare(proc.read_tree(self._root))
+            self._checkpoint = self._read_frozen()
+            if not self._options.leave_running:
+                self._image.begin(self._checkpoint)
+                self._image.await_pages(len(self._checkpoint.processes))
         elif stage == criu.Stage.POST_DUMP:
             self._turn.end()
             # CRIU has what it wants of the connections. Should it be killed from here on, the group runs on at once,
             # and what it does to a socket in repair mode fails.
-            self._repaired = takedown.leave_repair(proc.read_tree(self._root))
+            self._repaired = takedown.leave_repair(self._checkpoint.processes)
             self._rescue.close()
-            self._checkpoint = self._read_frozen()
             self._lock.require_intact()
             if self._options.leave_running:
                 self._carried = carrying.spool(self._carried, self._images)
                 return
             # A CRIU that was killed has let the group go on: what was written is not the group any more.
-            self._summary = self._write_image(self._checkpoint, self._swrk.require_alive)
+            self._summary = self._image.finish(self._carried, self._swrk.require_alive)
             try:
                 self._handover.agree()
                 self._commit()
@@ -503,27 +510,15 @@ class _Dump:
     def _all_netns_names(self) -> list[str]:
         return [name for space in self._spaces for name in space.names]
 
-    def _write_image(self, checkpoint: Checkpoint, still: Callable[[], None] = lambda: None) -> Summary:
-        """Write the image; ``still`` raises, before it gets its name, when the group is not what it was."""
-        files = sorted(self._images.iterdir())
-        sizes = {path: path.stat().st_size for path in files}
-        total = sum(sizes.values())
-        pages = sum(size for path, size in sizes.items() if path.name.startswith("pages-"))
-        done = 0
-        with (
-            self._handover.image(self._path, force=self._options.force, pages=pages) as out,
-            Writer(out, self._options.codec, label=str(self._path)) as writer,
-        ):
-            sections.write(writer, checkpoint)
-            for path in files:
-                with path.open("rb") as source:
-                    writer.add_file(path.name, source)
-                done += sizes[path]
-                self._progress("writing", done, total)
-            carrying.write(writer, self._carried)
-            summary = writer.finish()
-            still()
-        return summary
+    def _writing(self) -> Writing:
+        return Writing(
+            self._handover,
+            self._path,
+            self._images,
+            force=self._options.force,
+            codec=self._options.codec,
+            progress=self._progress,
+        )
 
     # -- after ---------------------------------------------------------------------------------------------------
 

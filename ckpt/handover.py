@@ -36,7 +36,7 @@ class Handover:
 
     @contextlib.contextmanager
     def image(self, path: Path, *, force: bool, pages: int) -> Iterator[Writable]:
-        """Where the image is written, ``pages`` bytes of memory in it; it is safe at the end of the block."""
+        """Where the image is written, with about ``pages`` bytes of memory; it is safe at the end of the block."""
         with created(path, force=force) as out:
             yield out
 

@@ -3,7 +3,8 @@
 CRIU's parasite makes a directory called `proc.crtools` in the working directory of each task for a moment (get_proc_fd,
 criu/pie/parasite.c), and for most groups that is `/`: a second dump at the same time would fail with "Can't create a
 directory (-17)". So what is locked is these directories themselves, which every ckpt that shares them sees, whatever
-its state directory, its namespaces or its container. The writing of images is not part of the turn.
+its state directory, its namespaces or its container. What is written of an image when CRIU is done is not part of the
+turn.
 """
 
 from __future__ import annotations

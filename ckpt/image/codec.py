@@ -38,7 +38,7 @@ def check_codec(codec: str, level: int | None) -> int:
     return level
 
 
-def compress(codec: str, level: int, raw: bytes) -> tuple[str, bytes]:
+def compress(codec: str, level: int, raw: bytes | bytearray) -> tuple[str, bytes | bytearray]:
     """``raw`` stored with ``codec``, or as it is where that is not smaller: the codec that was used, and the bytes."""
     stored = raw
     if codec == "zstd":

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _MOST_THREADS: Final = 4
 _MAX_HELD: Final = 16 * layout.MIB  # bytes that all open files together hold back for their next chunks
 
-_Sealed = tuple[Head, bytes, bytes, bytes]  # head, the frame's bytes up to its payload, payload, digest
+_Sealed = tuple[Head, bytes, bytes | bytearray, bytes]  # head, the frame's bytes up to its payload, payload, digest
 
 
 class Writable(Protocol):
@@ -72,6 +72,7 @@ class Writer:
         threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
         self._in_flight = threads + 1
         self._pool = ThreadPoolExecutor(threads, "ckpt-image")
+        self.scratch = memoryview(bytearray(layout.CHUNK))
         self.header = Header(
             id=secrets.token_hex(16), created=time.time(), ckpt=__version__, digest=layout.DIGEST, codec=codec
         )
@@ -137,8 +138,8 @@ class Writer:
         self._pool.shutdown()
         return self._ledger.summary(trailer, self._written)
 
-    def put_chunk(self, file: int, raw: bytes) -> None:
-        """Queue ``raw`` as the next chunk of the file numbered ``file`` (for FileWriter)."""
+    def put_chunk(self, file: int, raw: bytes | bytearray) -> None:
+        """Queue ``raw``, which nobody changes any more, as the next chunk of the file ``file`` (for FileWriter)."""
         self._admit(ChunkHead(file, len(raw), self._codec), 0, self._place)
         number, codec, level = self._number, self._codec, self._level
 
@@ -182,7 +183,7 @@ class Writer:
             self._write(payload)
             self._ledger.record(head, offset, len(payload), digest)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | bytearray) -> None:
         left = memoryview(data)
         while left:
             try:
@@ -234,6 +235,14 @@ class FileWriter:
             self._append(view[start : start + layout.CHUNK])
         return len(view)
 
+    def take(self, fd: int) -> int:
+        """Append what one read from ``fd`` gives; how many bytes, 0 at its end."""
+        try:
+            count = os.readv(fd, [self._writer.scratch])
+        except OSError as error:
+            raise _read_error(error) from error
+        return self.write(self._writer.scratch[:count])
+
     def _append(self, view: memoryview) -> None:
         room = layout.CHUNK - len(self._buffer)
         for part in (view[:room], view[room:]):
@@ -245,8 +254,7 @@ class FileWriter:
     def flush(self) -> None:
         """Make a chunk of what is held back."""
         if self._buffer:
-            raw = bytes(self._buffer)
-            self._buffer.clear()
+            raw, self._buffer = self._buffer, bytearray()  # given away, not copied
             self._length += len(raw)
             self._chunks += 1
             self._writer.hold(-len(raw))
@@ -264,10 +272,14 @@ def _read(source: Source) -> bytes:
     try:
         data = source.read(layout.CHUNK)
     except OSError as error:
-        raise StorageError("reading a CRIU image failed", code="storage-read", details=error.strerror) from error
+        raise _read_error(error) from error
     if data is None:
         raise StorageError("reading a CRIU image failed", code="storage-read", details="the stream does not block")
     return data
+
+
+def _read_error(error: OSError) -> StorageError:
+    return StorageError("reading a CRIU image failed", code="storage-read", details=error.strerror)
 
 
 _FULL: Final = {

@@ -23,10 +23,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ckpt.errors import CkptError, NotFoundError, UnsupportedError
 from ckpt.kernel import syscalls
@@ -64,6 +65,19 @@ class Stage(enum.StrEnum):
 
 Notify = Callable[[str, int], None]
 """Called with the stage and the root task's PID (0 where CRIU gives none); raising means no."""
+
+
+class Feed(Protocol):
+    """What comes from CRIU besides its messages, while it works."""
+
+    def fileno(self) -> int:
+        """What is readable when ``take`` has something to do; -1 while there is nothing to expect."""
+
+    def take(self) -> None:
+        """Take what has come. What it raises becomes our "no" to all that follows."""
+
+    def abandon(self) -> None:
+        """Take no more of it."""
 
 
 class CriuError(CkptError):
@@ -158,9 +172,14 @@ class Launch:
 class Swrk:
     """A running `criu swrk`, good for one request. A context manager: at its end no CRIU of ours is left."""
 
-    def __init__(self, criu: Criu, launch: Launch | None = None, *, died: Callable[[], object] = lambda: None) -> None:
-        """``died`` is called at once when CRIU dies with a request under way: what it froze runs on already."""
+    def __init__(self, criu: Criu, launch: Launch | None = None, *, died: Callable[[], object] | None = None) -> None:
+        """``died`` is called at once when CRIU dies with a request under way: what it froze runs on already.
+
+        By a thread, whatever the caller is at.
+        """
         self._died_first = died
+        self._turn = threading.Lock()
+        self._answered = False
         self._criu = criu
         self._launch = launch or Launch()
         self._stack = contextlib.ExitStack()
@@ -212,25 +231,41 @@ class Swrk:
             self._process.kill()
         self._process.wait()
 
-    def request(self, request: Any, notify: Notify | None = None) -> Any:
+    def request(self, request: Any, notify: Notify | None = None, feed: Feed | None = None) -> Any:
         """Send one ``criu_req``, answer the notifications, return the ``criu_resp``.
 
-        What ``notify`` raises is raised when CRIU has ended. Raises CriuError (`criu-died`, `criu-failed`).
+        What ``notify`` or ``feed`` raises is raised when CRIU has ended. Raises CriuError (`criu-died`, `criu-failed`).
         """
+        with self._watched():
+            return self._converse(request, notify, feed)
+
+    def _converse(self, request: Any, notify: Notify | None, feed: Feed | None) -> Any:
         rpc = self._criu.rpc
         failure: BaseException | None = None
+        refused = False
         self._send(request)
         while True:
+            while feed is not None and not self._is_heard(feed):
+                try:
+                    feed.take()
+                except BaseException as error:
+                    failure = failure or error
+                    feed.abandon()
             response = self._receive()
             if response.type != rpc.NOTIFY:
                 break
             answer = rpc.criu_req(type=rpc.NOTIFY, notify_success=True)
             try:
-                if notify is not None and failure is None:
+                if failure is not None:
+                    # Once: what CRIU tells afterwards is how it undoes its work. It may ask to be committed, if all of
+                    # what ``feed`` would have taken was on its way before that failed.
+                    answer.notify_success = refused
+                elif notify is not None:
                     notify(response.notify.script, response.notify.pid)
             except BaseException as error:
                 failure = error
                 answer.notify_success = False
+            refused = not answer.notify_success or refused
             self._send(answer)
         if failure is not None:
             raise failure
@@ -256,29 +291,79 @@ class Swrk:
         except OSError as error:
             raise self._died() from error
 
+    def _is_heard(self, feed: Feed) -> bool:
+        """Wait until CRIU says something or has ended, or until ``feed`` has something; whether it was CRIU."""
+        if feed.fileno() < 0:
+            return True
+        return self._poll(None, select.POLLIN, feed.fileno()) != {feed.fileno()}
+
     def _receive(self) -> Any:
         if self._socket.fileno() not in self._poll(None, select.POLLIN):
             raise self._died()
         try:
-            data = self._socket.recv(MAX_MESSAGE)
+            with self._turn:
+                data = self._socket.recv(MAX_MESSAGE)
+                response = self._criu.rpc.criu_resp.FromString(data)
+                self._answered = bool(data) and response.type != self._criu.rpc.NOTIFY
         except OSError as error:
             raise self._died() from error
         if not data:
             raise self._died()
-        return self._criu.rpc.criu_resp.FromString(data)
+        return response
 
-    def _poll(self, timeout: float | None, wanted: int) -> set[int]:
-        """Which of the socket and the process has something to say.
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """While the block runs, somebody is there to see CRIU die."""
+        if self._died_first is None:
+            yield
+            return
+        stop = os.eventfd(0, os.EFD_CLOEXEC)
+        watcher = threading.Thread(target=self._watch, args=(self._died_first, stop), name="ckpt-criu", daemon=True)
+        # It must not be what a signal is delivered to that the caller makes wait (`ckpt.holding`).
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            watcher.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        try:
+            yield
+        finally:
+            os.eventfd_write(stop, 1)
+            watcher.join()
+            os.close(stop)
+
+    def _watch(self, died: Callable[[], object], stop: int) -> None:
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        poll.register(stop, select.POLLIN)
+        if stop in dict(poll.poll()):
+            return
+        with self._turn:
+            # It ends when it has answered, too.
+            if not self._answered and not self._has_spoken():
+                died()
+
+    def _has_spoken(self) -> bool:
+        try:
+            return bool(self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:
+            return False
+
+    def _poll(self, timeout: float | None, wanted: int, *others: int) -> set[int]:
+        """Which of the socket and the process, and of ``others``, has something to say.
 
         The socket alone does not tell of CRIU's death: what CRIU forks inherits its end, and keeps it open.
         """
         poll = select.poll()
         poll.register(self._socket, wanted)
         poll.register(self._pidfd, select.POLLIN)
+        for other in others:
+            poll.register(other, select.POLLIN)
         return {descriptor for descriptor, _ in poll.poll(timeout)}
 
     def _died(self) -> CriuError:
-        self._died_first()
+        if self._died_first is not None:
+            self._died_first()
         try:
             status = self._process.wait(WRAPPER_SECONDS)
         except subprocess.TimeoutExpired:

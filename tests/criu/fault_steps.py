@@ -46,7 +46,8 @@ DUMP = (
     *_stage(_DUMP, "network-lock", wide=True),
     *_stage(_DUMP, "query-ext-files"),
     Step("return ckpt.kernel.criu:Swrk._send", 5, criu=True),
-    # CRIU not: the connections are in repair mode until the first thing that ckpt does now; see the random kills.
+    # CRIU not: the connections are in repair mode until the first thing that ckpt does next; see the random kills.
+    Step("return ckpt.kernel.criu_pages:PagePipes.take"),
     Step(f"call {_DUMP}._notify[post-dump]"),
     Step(f"return {_DUMP}._read_frozen", criu=True),
     Step("return ckpt.image.publish>open", 2, criu=True, wide=True),

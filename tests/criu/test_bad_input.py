@@ -166,7 +166,8 @@ def test_dump_directory_is_missing(group: Group) -> None:
 
 def test_dump_no_space_left_for_criu(group: Group, tmp_path: Path) -> None:
     with room(tmp_path / "small", 1 << 20) as small:
-        status, code, message, hint = refusal(lambda: dump_group(group.target, small / "x.ckpt"))
+        # Of a group that is to run on CRIU's images are files first.
+        status, code, message, hint = refusal(lambda: dump_group(group.target, small / "x.ckpt", leave_running=True))
         assert list(small.iterdir()) == []
     assert (status, code) == (9, "no-space")
     brief, line = message.split("\n")
@@ -177,7 +178,7 @@ def test_dump_no_space_left_for_criu(group: Group, tmp_path: Path) -> None:
 
 def test_dump_no_space_left_for_the_image(group: Group, tmp_path: Path) -> None:
     raw = group.dump(leave_running=True).raw_size
-    with room(tmp_path / "small", raw + raw // 2) as small:
+    with room(tmp_path / "small", raw // 2) as small:
         path = small / "x.ckpt"
         status, code, message, hint = refusal(lambda: dump_group(group.target, path, codec="none"))
         assert list(small.iterdir()) == []
@@ -187,6 +188,16 @@ def test_dump_no_space_left_for_the_image(group: Group, tmp_path: Path) -> None:
         f"{path} could not be written: no space is left after [0-9]+ bytes, and more was to come", first
     )
     assert second == f"{group.target} runs on as it was"
+
+
+def test_dump_needs_room_for_the_image_alone(group: Group, tmp_path: Path) -> None:
+    raw = group.dump(leave_running=True).raw_size
+    with room(tmp_path / "enough", raw + raw // 4) as enough:
+        group.image = enough / "x.ckpt"
+        dump_group(group.target, group.image, codec="none")
+        assert os.listdir(enough) == ["x.ckpt"]
+        group.image = Path(shutil.copy(group.image, tmp_path))
+    group.restore()
 
 
 def test_dump_connections_that_are_never_accepted(start: Starter) -> None:

@@ -178,15 +178,19 @@ def test_dump_lock_holder_killed_is_refused(survivor: Survivor, point: str, leav
     assert survivor.check() == ()
 
 
-@pytest.mark.parametrize("share", [0.5, 1.3], ids=["CRIU's files", "the image"])
-def test_dump_disk_full_group_runs_on(survivor: Survivor, tmp_path: Path, share: float) -> None:
+@pytest.mark.parametrize(
+    ("share", "leave_running"),
+    [(0.5, False), (0.95, False), (0.5, True), (1.3, True)],
+    ids=["memory", "the image", "CRIU's files", "the image beside CRIU's files"],
+)
+def test_dump_disk_full_group_runs_on(survivor: Survivor, tmp_path: Path, share: float, leave_running: bool) -> None:
     raw = dump_group(survivor.name, survivor.image, leave_running=True).raw_size
     place = tmp_path / "small"
     place.mkdir()
     syscalls.mount("tmpfs", str(place), kind="tmpfs", data=f"size={int(raw * share)}")
     try:
         with pytest.raises(CkptError):
-            dump_group(survivor.name, place / "image.ckpt", codec="none")
+            dump_group(survivor.name, place / "image.ckpt", codec="none", leave_running=leave_running)
         assert list(place.iterdir()) == []
     finally:
         syscalls.umount2(str(place), syscalls.MNT_DETACH)

@@ -32,6 +32,7 @@ SOURCE = (
     Step(side="source", point="return ckpt.migrate:_prepare", lost=True),
     Step(side="source", point=f"return {_DEPARTURE}.frozen", criu=True, lost=True),
     Step(side="source", point="return ckpt.dump:_Dump._read_frozen", criu=True, lost=True),
+    Step(side="source", point="return ckpt.kernel.criu_pages:PagePipes.take", lost=True),
     # What it has given to ssh may not have left the host.
     Step(side="source", point="return ckpt.remote.protocol:Channel.end_data", passage=2, criu=True, lost=True),
     Step(side="source", point=f"call {_DEPARTURE}.agree", criu=True),
