@@ -328,7 +328,7 @@ class _Restore:
         return rebuild(self._checkpoint, self._operation, passing, self._undo, mute=self._arrival.moves)
 
     def _extract(self, progress: Progress) -> Path:
-        """CRIU's files in a directory of their own, beside the image if that can be written."""
+        """CRIU's files in a directory of their own: in memory, or beside the image if that can be written."""
         failure: OSError | None = None
         for place in self._places():
             directory = place / f".{self._image.name[-_NAME_BYTES:]}.criu-{secrets.token_hex(4)}"
@@ -348,11 +348,12 @@ class _Restore:
         return directory
 
     def _places(self) -> Iterator[Path]:
+        passing = registry.directory("")
+        if _has_room(passing, self._pages) and (not self._image.is_absolute() or _is_memory(passing, self._pages)):
+            # It need not touch a disk.
+            yield passing
         if self._image.is_absolute():
             yield self._image.parent
-        elif _has_room(registry.directory(""), self._pages):
-            # It came out of a pipe, and so it need not touch a disk.
-            yield registry.directory("")
         IMAGES.mkdir(mode=0o700, parents=True, exist_ok=True)
         yield IMAGES
         yield Path(tempfile.gettempdir())
@@ -554,6 +555,12 @@ def _has_room(directory: Path, pages: int | None) -> bool:
     """Whether CRIU's files fit there well, the more so as it may be memory that they lie in."""
     found = os.statvfs(directory)
     return pages is not None and found.f_bavail * found.f_frsize > 2 * pages + _SPARE_BYTES
+
+
+def _is_memory(directory: Path, pages: int | None) -> bool:
+    """Whether what lies there is in memory, of which there is enough for that and for the group besides."""
+    enough = pages is not None and host.memory_available() > 2 * pages + _SPARE_BYTES
+    return enough and mntns.kind_of(directory) == "tmpfs"
 
 
 @contextlib.contextmanager

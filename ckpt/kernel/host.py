@@ -298,6 +298,11 @@ def _endpoint(word: str) -> Endpoint:
     return Endpoint(address=socket.inet_ntop(family, raw), port=int(port, 16))
 
 
+def memory_available() -> int:
+    """Bytes of memory that can be had without swapping."""
+    return _memory().get("MemAvailable", 0)
+
+
 def _memory() -> dict[str, int]:
     """``/proc/meminfo`` in bytes."""
     pairs = (line.partition(":") for line in read_text("/proc/meminfo").splitlines())

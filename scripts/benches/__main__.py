@@ -27,7 +27,13 @@ def main() -> int:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     with tempfile.TemporaryDirectory(prefix="ckpt-bench-", dir=arguments.directory) as place:
         os.environ |= {"CKPT_STATE_DIR": f"{place}/run", "CKPT_LOG_DIR": f"{place}/log"}
-        arguments.run(arguments, Path(place))
+        os.mkdir(f"{place}/run")
+        # In memory, as /run is.
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0700", "run", f"{place}/run"], check=True)
+        try:
+            arguments.run(arguments, Path(place))
+        finally:
+            subprocess.run(["umount", "--lazy", f"{place}/run"], check=True)
     return 0
 
 
