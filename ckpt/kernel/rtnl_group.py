@@ -7,14 +7,16 @@ is found by name where it is in one of the group's, and stays elsewhere where it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from ckpt.kernel import rtnl, rtnl_links
+from ckpt.kernel import rtnl, rtnl_links, wireguard
 from ckpt.kernel.netlink import Netlink
 from ckpt.kernel.rtnl_links import RawLink
 from ckpt.model.network import PAIRED, Counterpart, Link, Network, Place
 from ckpt.model.travel import TUNNELS
+from ckpt.model.wireguard import Carrier
 
 _IFLA_LINK_NETNSID = 37
 
@@ -28,6 +30,7 @@ def read_networks(spaces: Mapping[str, int]) -> dict[str, Network]:
     found = {key: rtnl.read_network(netns) for key, netns in spaces.items()}
     if len(found) < 2:
         return found
+    found = _with_carriers(found, spaces)
     raw: dict[str, dict[int, RawLink]] = {}
     for key, netns in spaces.items():
         with Netlink(netns=netns) as connection:
@@ -59,6 +62,42 @@ def _resolved(
                 link = replace(link, counterpart=Counterpart(place=Place.ELSEWHERE, netns=key, ifindex=there.link))
         links.append(link)
     return replace(network, links=tuple(links))
+
+
+def _with_carriers(networks: Mapping[str, Network], spaces: Mapping[str, int]) -> dict[str, Network]:
+    """``networks`` in which WireGuard's links name the one that they send in, where that is another of the group's.
+
+    Of two sockets that could be one's, or two that could have one socket, it cannot be told.
+    """
+    devices = [one for network in networks.values() for one in network.wireguard]
+    asked = Counter(one.listen_port for one in devices if one.carrier in (Carrier.ELSEWHERE, Carrier.CALLER))
+    if not asked:
+        return dict(networks)
+    places: dict[int, list[str]] = {}
+    for key, network in networks.items():
+        own = {one.listen_port for one in network.wireguard if one.carrier is Carrier.OWN}
+        for port in (wireguard.ports(spaces[key]) or frozenset()) - own:
+            places.setdefault(port, []).append(key)
+    clear = {port: keys[0] for port, keys in places.items() if len(keys) == 1 and asked[port] == 1}
+    return {key: _carried(network, places, clear) for key, network in networks.items()}
+
+
+def _carried(network: Network, places: Collection[int], clear: Mapping[int, str]) -> Network:
+    """``places`` are the ports that are in the group; ``clear`` those of which one has to be an interface's, and where.
+
+    The host's namespace may have a socket of such a port, too: then it is not clear.
+    """
+    carried = {
+        one.ifname: Counterpart(place=Place.ELSEWHERE, netns=clear[one.listen_port])
+        for one in network.wireguard
+        if one.carrier is Carrier.ELSEWHERE and one.listen_port in clear
+    }
+    links = [replace(one, counterpart=carried.get(one.ifname, one.counterpart)) for one in network.links]
+    devices = [
+        replace(one, carrier=Carrier.ELSEWHERE) if one.carrier is Carrier.CALLER and one.listen_port in places else one
+        for one in network.wireguard
+    ]
+    return replace(network, links=tuple(links), wireguard=tuple(devices))
 
 
 def _is_elsewhere(link: Link) -> bool:

@@ -67,7 +67,7 @@ def read(netns: int, links: Iterable[Link]) -> tuple[tuple[WireguardDevice, ...]
             messages = connection.dump(_GET_DEVICE, attribute(_IFINDEX, u32(link.ifindex)))
             devices.append(decode(link.ifname, messages, unread))
     up = {link.ifname for link in found if link.up}
-    return tuple(with_carriers(devices, up, _ports(netns), _ports(None))), tuple(unread)
+    return tuple(with_carriers(devices, up, ports(netns), ports(None))), tuple(unread)
 
 
 def apply(netns: int, devices: Iterable[WireguardDevice], indices: Mapping[str, int]) -> None:
@@ -103,7 +103,7 @@ def with_carriers(
         yield replace(device, carrier=carrier)
 
 
-def _ports(netns: int | None) -> frozenset[int] | None:
+def ports(netns: int | None) -> frozenset[int] | None:
     """The ports of WireGuard's sockets in ``netns`` or the caller's namespace; None when the kernel does not tell."""
     request = _DIAG_REQUEST.pack(socket.AF_INET, socket.IPPROTO_UDP, 1 << (_MEMORY - 1), 0xFFFFFFFF)
     try:

@@ -154,7 +154,7 @@ def _judge_ipsec(network: Network) -> tuple[Finding, ...]:
 
 def _judge_wireguard(network: Network) -> Iterator[Finding]:
     for device in network.wireguard:
-        if finding := _judge_carrier(device):
+        if finding := _judge_carrier(device, network.link(device.ifname)):
             yield finding
     keys = sum(device.private_key is not None for device in network.wireguard)
     if keys:
@@ -167,9 +167,9 @@ def _judge_wireguard(network: Network) -> Iterator[Finding]:
         )
 
 
-def _judge_carrier(device: WireguardDevice) -> Finding | None:
+def _judge_carrier(device: WireguardDevice, link: Link | None) -> Finding | None:
     subject = f"link {device.ifname}"
-    if device.carrier is Carrier.ELSEWHERE:
+    if device.carrier is Carrier.ELSEWHERE and (link is None or link.counterpart is None):
         return Finding(
             severity=Severity.BLOCK,
             code="wireguard-carrier",

@@ -19,6 +19,7 @@ class Carrier(enum.StrEnum):
 
     The kernel names it nowhere, but there the interface has a UDP socket while it is up. The namespace is its own or
     the caller's, or neither has the socket (``elsewhere``), or it does not show, as while it is down (``unknown``).
+    One of the group's other namespaces is named by the link's counterpart.
     """
 
     OWN = "own"

@@ -19,13 +19,14 @@ from ckpt.kernel.netlink import attribute, nested, parse, u16, u32
 from ckpt.model.checkpoint import Checkpoint, CriuNotes, Group
 from ckpt.model.host import HostFacts
 from ckpt.model.ipsec import Ipsec, XfrmKey, XfrmState
-from ckpt.model.network import Link, Network, Unread
+from ckpt.model.network import Counterpart, Link, Network, Place, Unread
 from ckpt.model.process import Isolation
 from ckpt.model.secret import Secret
 from ckpt.model.socket import Endpoint
 from ckpt.model.travel import cannot_travel
 from ckpt.model.wireguard import Carrier, WireguardDevice, WireguardPeer
 from ckpt.plan import plan_network, steps
+from ckpt.plan_group import plan_networks
 
 KEY = bytes(range(32))
 DEVICE = WireguardDevice(ifname="wg0", private_key=Secret(value=KEY), listen_port=51820)
@@ -131,6 +132,15 @@ def test_of_two_with_one_port_nobody_knows_whose_socket_it_is() -> None:
 def test_finding_for_keys_and_for_a_namespace_that_is_not_known(carrier: Carrier, said: list[object]) -> None:
     found = cannot_travel(Network(wireguard=(replace(DEVICE, carrier=carrier),)))
     assert [(one.severity, one.code) for one in found] == said
+
+
+def test_interface_that_sends_in_another_namespace_of_the_group_is_made_there() -> None:
+    there = Counterpart(place=Place.ELSEWHERE, netns="b")
+    link, device = Link(ifname="wg0", kind="wireguard", counterpart=there), replace(DEVICE, carrier=Carrier.ELSEWHERE)
+    wanted = Network(links=(link,), wireguard=(device,))
+    assert [one.code for one in cannot_travel(wanted)] == ["wireguard-keys"]
+    planned = plan_networks({"a": wanted, "b": Network()}, {"a": Network(), "b": Network()})
+    assert ("a", steps.MakeLink(link=link)) in planned
 
 
 @pytest.mark.parametrize("carrier", [Carrier.OWN, Carrier.CALLER])
