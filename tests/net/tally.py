@@ -45,6 +45,8 @@ def _things(network: Network) -> Iterator[tuple[str, str]]:
         ("groups", network.bridging.multicast),
     ):
         yield from (("bridges'", what) for _ in found[:1])
+    yield from (("IPVS", "services") for _ in network.filtering.virtual_services[:1])
+    yield from (("tracked flows", "expected") for _ in network.expectations[:1])
     yield from (("IPsec", "policies") for _ in network.ipsec.policies[:1])
     yield from (("IPsec", "states") for _ in network.ipsec.states[:1])
     yield from (("tracked flows", f"protocol {entry.protocol}") for entry in network.conntrack)
