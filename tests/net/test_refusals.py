@@ -202,7 +202,7 @@ REFUSED = {
         spoil=more("label_routes", LabelRoute(label=100, hops=(LabelHop(ifname="eth0", via="10.0.0.9"),))),
         code="route-refused",
         brief="cannot add the route of label 100",
-        words="Label value must be less than platform_labels",
+        words="platform_labels (Invalid argument)",
     ),
     "group of a link": Refused(
         spoil=more("link_multicast", LinkMulticast(ifname="gone", mac="01:00:5e:00:00:01")),
@@ -331,7 +331,7 @@ REFUSED = {
         ),
         code="wireguard-refused",
         brief="cannot set up the WireGuard interface t0",
-        words="Invalid argument",
+        words="Numerical result out of range",
     ),
     "port for tunnels": Refused(
         scene="ip fou add port 5555 ipproto 4",
