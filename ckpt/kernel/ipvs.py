@@ -20,12 +20,13 @@ _CONNECTION_HEADINGS = 1
 
 
 def read_services(netns: int) -> tuple[tuple[str, ...], tuple[Unread, ...]]:
-    """The lines of ``ipvsadm -S -n`` for ``netns``, and what cannot be read or does not travel."""
+    """The lines of ``ipvsadm -S -n``, with the servers' thresholds, and what cannot be read or does not travel."""
     unread: list[Unread] = []
     if _lines(netns, "ip_vs") <= _SERVICE_HEADINGS:
         return (), ()
     try:
-        lines = tuple(run(["ipvsadm", "-S", "-n"], netns=netns).decode("ascii", "surrogateescape").splitlines())
+        saved = run(["ipvsadm", "-S", "-n"], netns=netns).decode("ascii", "surrogateescape").splitlines()
+        listed = run(["ipvsadm", "-L", "-n", "--thresholds"], netns=netns).decode("ascii", "surrogateescape")
         daemons = run(["ipvsadm", "-L", "--daemon"], netns=netns).decode("ascii", "replace").strip()
     except CkptError as error:
         what = f"are set, and cannot be read: {error.brief}"
@@ -36,7 +37,27 @@ def read_services(netns: int) -> tuple[tuple[str, ...], tuple[Unread, ...]]:
         unread.append(Unread(code="ipvs-connections", subject="IPVS connections", what=what))
     if daemons:
         unread.append(Unread(code="ipvs-daemon", subject="IPVS synchronization", what=f"runs: {daemons}"))
-    return lines, tuple(unread)
+    return with_thresholds(saved, listed), tuple(unread)
+
+
+_SERVICES = {"TCP": "-t", "UDP": "-u", "SCTP": "--sctp-service", "FWM": "-f"}
+
+
+def with_thresholds(saved: Sequence[str], listed: str) -> tuple[str, ...]:
+    """The ``saved`` lines, where servers have the thresholds that only the list of these shows."""
+    thresholds: dict[tuple[str, str, str], str] = {}
+    service = ("", "")
+    for words in map(str.split, listed.splitlines()):
+        if words and words[0] in _SERVICES:
+            service = (_SERVICES[words[0]], words[1])
+        elif words[:1] == ["->"] and len(words) >= 4 and words[2:4] != ["0", "0"]:
+            thresholds[*service, words[1]] = f" -x {words[2]} -y {words[3]}"
+    found = []
+    for line in saved:
+        words = line.split()
+        key = (words[1], words[2], words[words.index("-r") + 1]) if words[:1] == ["-a"] and "-r" in words else None
+        found.append(line + (thresholds.get(key, "") if key else ""))
+    return tuple(found)
 
 
 def _lines(netns: int, file: str) -> int:

@@ -1,7 +1,8 @@
 """What filters and balances beside nftables: the tables of iptables-legacy, ipset's sets, IPVS, and named objects.
 
 The first three are kept in the language of their own tools, whose text is stable, and which are also what restores
-them: lines as ``iptables-legacy-save -c``, ``ipset save`` and ``ipvsadm -S -n`` print them, with counters and times.
+them: lines as ``iptables-legacy-save -c``, ``ipset save`` and ``ipvsadm -S -n`` print them, with counters, times and
+thresholds.
 """
 
 from __future__ import annotations

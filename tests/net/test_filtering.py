@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ckpt.errors import NetworkError
-from ckpt.kernel import apply, conntrack, expectations, filtering, ipset, netlink, netns, nft, rtnl, xtables
+from ckpt.kernel import apply, conntrack, expectations, filtering, ipset, ipvs, netlink, netns, nft, rtnl, xtables
 from ckpt.kernel.netlink import Netlink
 from ckpt.kernel.run import run
 from ckpt.model.filtering import NO_FILTERING, Filtering, IpSet, LegacyTable, NamedObject
@@ -296,6 +296,20 @@ def test_ipvs_services_made_again_look_equal() -> None:
             assert differences(comparable(rtnl.read_network(copy)).filtering, comparable(network).filtering) == []
             for listing in ("ipvsadm -S -n", "ipvsadm -L -n --thresholds", "ipvsadm -L -n"):
                 assert shell(listing, copy) == shell(listing, space)
+
+
+def test_thresholds_of_servers_are_those_of_the_list() -> None:
+    """As ipvsadm 1.31 prints both."""
+    saved = ["-A -t 10.0.0.1:80 -s wlc", "-a -t 10.0.0.1:80 -r 10.0.0.3:80 -g -w 0", "-a -f 7 -r 10.0.0.4:0 -i -w 1"]
+    listed = """IP Virtual Server version 1.2.1 (size=4096)
+Prot LocalAddress:Port            Uthreshold Lthreshold ActiveConn InActConn
+  -> RemoteAddress:Port
+TCP  10.0.0.1:80 wlc
+  -> 10.0.0.3:80                  99         9          0          0
+FWM  7 sh (sh-port)
+  -> 10.0.0.4:0                   0          0          0          0
+"""
+    assert ipvs.with_thresholds(saved, listed) == (saved[0], f"{saved[1]} -x 99 -y 9", saved[2])
 
 
 def _has_ipvs() -> bool:
