@@ -3,8 +3,10 @@
 Every peer gets a group of its own that `ckpt run` has started, so that all freeze and restore the same: one process
 with a network namespace, a PID namespace and so many megabytes, half of whose pages compress. Raw criu takes the
 namespace as external and keeps nothing of the network; ckpt reads the network, and writes one file that is on the disk
-(fsync) when it says so, compressed or not. Times are those of the commands from start to end, their own start
-included; ``frozen`` is what each says of itself. A further peer is one more entry in ``_peers``.
+(fsync) when it says so, compressed or not. ``criu tar`` makes one such file of CRIU's directory by tar(1) and zstd(1),
+at the level of ckpt's own and with as many threads; where there is no zstd(1), it is left out. Times are those of the
+commands from start to end, their own start included; ``frozen`` is what each says of itself. A further peer is one more
+entry in ``_peers``.
 """
 
 from __future__ import annotations
@@ -65,6 +67,7 @@ def _peers(megabytes: int, place: Path) -> Sequence[Peer]:
 
     return (
         peer("criu", _criu),
+        *([peer("criu tar", _criu_tar)] if shutil.which("zstd") else []),
         peer("ckpt zstd", lambda group, directory: _ckpt(group, directory, "zstd")),
         peer("ckpt lz4", lambda group, directory: _ckpt(group, directory, "lz4")),
         peer("ckpt none", lambda group, directory: _ckpt(group, directory, "none")),
@@ -81,7 +84,30 @@ def _ckpt(group: Group, directory: Path, codec: str) -> Seconds:
     return {"dump": dumped - begin, "frozen": report["frozen_seconds"], "restore": restored - dumped}
 
 
-def _criu(group: Group, directory: Path) -> Seconds:
+def _criu_tar(group: Group, directory: Path) -> Seconds:
+    """By hand: the directory is packed when the group has gone, and unpacked before it comes back."""
+    images, archive = directory / "images", directory / "images.tar.zst"
+    images.mkdir()
+
+    def pack() -> None:
+        _shell(f"tar --create --directory={images} . | zstd -q -1 -T0 -o {archive} && sync {archive}")
+        shutil.rmtree(images)
+        images.mkdir()
+
+    def unpack() -> None:
+        _shell(f"zstd -q --decompress --stdout {archive} | tar --extract --directory={images}")
+
+    return _criu(group, images, pack, unpack)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _criu(
+    group: Group, directory: Path, dumped: Callable[[], None] = _nothing, awaited: Callable[[], None] = _nothing
+) -> Seconds:
+    """CRIU alone; ``dumped`` and ``awaited`` are a part of the dump and of the restore."""
     program = criu.find()
     with ExitStack() as stack:
         space = netns.open_of(group.pid)
@@ -90,7 +116,9 @@ def _criu(group: Group, directory: Path) -> Seconds:
         external = f"net[{netns.inode(space)}]:{NETNS_KEY}"
         begin = time.perf_counter()
         _run(program.path, "dump", "-t", str(group.pid), *common, "--external", external)
-        dumped = time.perf_counter()
+        dumped()
+        half = time.perf_counter()
+        awaited()
         pidfile = directory / "pid"
         inherit = f"fd[{space}]:{NETNS_KEY}"
         argv = [program.path, "restore", "-d", *common, "--pidfile", str(pidfile), "--inherit-fd", inherit]
@@ -99,7 +127,7 @@ def _criu(group: Group, directory: Path) -> Seconds:
         stack.callback(ending.end_tree, int(pidfile.read_text()), timeout=0)
         with (directory / "stats-dump").open("rb") as source:
             stats = program.pycriu("images").load(source)["entries"][0]["dump"]
-    return {"dump": dumped - begin, "frozen": stats["frozen_time"] / 1e6, "restore": restored - dumped}
+    return {"dump": half - begin, "frozen": stats["frozen_time"] / 1e6, "restore": restored - half}
 
 
 @contextmanager
@@ -126,6 +154,10 @@ def _directory(place: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(directory)
         os.sync()
+
+
+def _shell(command: str) -> None:
+    _run("bash", "-o", "pipefail", "-c", command)
 
 
 def _run(*argv: str) -> None:
