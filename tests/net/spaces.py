@@ -166,10 +166,10 @@ _COMMANDS = (
 )
 
 # Numbers that the host or the kernel chooses anew, time that runs, timers of a bridge; what a bridge has learnt from
-# the wire and heard of groups (newer ips count that), what a ring has sent, how often a bond's port has lost its
-# carrier and what it has come to with the other side's, and what hardware could do at most, which comes of what was
-# made first; and operstate, which is UNKNOWN or UP for one and the same link, as the kernel's worker has or has not had
-# to look at it since it was made.
+# the wire and heard of groups and queriers (newer ips tell that), what a ring has sent, how often a bond's port has
+# lost its carrier and what it has come to with the other side's, and what hardware could do at most, which comes of
+# what was made first; and operstate, which is UNKNOWN or UP for one and the same link, as the kernel's worker has or
+# has not had to look at it since it was made.
 _INCOMPARABLE = {
     "operstate",
     "link_index",
@@ -188,6 +188,8 @@ _INCOMPARABLE = {
     "topology_change_timer",
     "gc_timer",
     "flush",
+    "mcast_querier_state_ipv4",
+    "mcast_querier_state_ipv6",
     "fdb_n_learned",
     "mcast_n_groups",
     "seq_nr",

@@ -73,6 +73,9 @@ UNEQUAL_FIELDS = {
     "bridge_id": "made of priority and address, which are compared; of a bridge that was given no address, only once it"
     " has a port",
     "root_id": "the same, of the bridge itself or of one that was heard",
+    "permaddr": "random, of a tunnel that has no address; of a bond's port it is in the records",
+    "mcast_querier_state_ipv4": "who asks for groups at the moment, and who was heard",
+    "mcast_querier_state_ipv6": "who asks for groups at the moment, and who was heard",
     "rule_hit": "a counter",
     "success": "a counter",
     "packets_seen": "a counter",
@@ -89,6 +92,7 @@ carrier; giving one takes it away (br_dev_newlink, br_port_state_selection), and
 
 UNEQUAL_LINES = {
     r"net\.netfilter\.nf_conntrack_count = .*": "how many flows there are at the moment",
+    r"net\.ipv6\.conf\.(gretap0|erspan0)\.mtu = .*": "a driver's own: IPv6 saw it before it had the MTU that it has",
     r"net\.\S+\.mc_forwarding = .*": "what a multicast router has, which is a running program",
 }
 """Lines of tools that speak no JSON; the reason why they cannot be equal."""
