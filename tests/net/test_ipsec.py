@@ -39,7 +39,7 @@ SHOWN = "ip -d xfrm policy; ip xfrm policy getdefault; ip xfrm policy count; ip 
 
 
 def links(space: int) -> None:
-    shell("ip link add v0 index 7 type veth peer name v1 index 8", space)
+    shell("ip link add v0 index 70 type veth peer name v1 index 71", space)
 
 
 def shown(space: int) -> list[str]:
