@@ -43,7 +43,9 @@ def require(condition: bool, reason: str) -> None:
 
 def random_name(prefix: str = "t") -> str:
     """A name that nothing else has, short enough for a link (15 bytes), a namespace, a group or an nft table."""
-    return f"{prefix}{secrets.token_hex(4)}"
+    name = f"{prefix}{secrets.token_hex(4)}"
+    lab.given_names.add(name)
+    return name
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -65,7 +67,7 @@ def _lab_where_needed(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_left_behind() -> Iterator[None]:
-    """Fail the session (as an error of its last test) if the tests left links, tables, mounts, names or processes."""
+    """Fail the session (as an error of its last test) if the tests left links, tables, mounts, cgroups or processes."""
     if _why_no_lab is not None:
         yield
         return
@@ -73,6 +75,7 @@ def _nothing_left_behind() -> Iterator[None]:
     yield
     left = sorted(lab.traces() - before)
     strays = _wait_for_strays(known)
+    left += sorted(lab.cgroups())
     left += [f"process {pid}: {command}" for pid, command in sorted(strays.items())]
     lab.kill(list(strays))
     assert not left, "the tests left behind:\n  " + "\n  ".join(left)

@@ -6,7 +6,7 @@ own, for the network (with nothing but ``lo``, up, as CRIU needs it), for mounts
 ``/run/ckpt``, ``/run/netns``, the notes that outlive a reboot, all the processes of ``/proc``) is the lab. It is
 entered from within, not by a wrapping command, so that ``pytest tests/net`` is as safe as ``scripts/test``, and it
 vanishes with its first process, whatever way the session ends. Two sessions on one host see nothing of each other; only
-cgroups and the rest of the file system are the host's.
+cgroups and the rest of the file system are the host's. Whose a cgroup is its name tells.
 
 ``sysfs`` shows the namespace it was mounted in: never look for links in ``/sys/class/net`` here, ask netlink.
 """
@@ -14,6 +14,7 @@ cgroups and the rest of the file system are the host's.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,12 +22,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from ckpt.dump import IMAGES
-from ckpt.kernel import syscalls
+from ckpt.kernel import cgroup2, syscalls
 from ckpt.model.network import FALLBACK_DEVICES
 
 OUTSIDE: dict[str, Path] = {}
 """The host's own namespaces, by kind: what the lab is not."""
 
+given_names: set[str] = set()
+"""What the tests of this session have given names to."""
+
+_CONTEXT = re.compile(r"ckpt-[0-9a-f]+-")
 
 HOST_PROC = Path("/run/host-proc")
 """The host's /proc: the lab's own shows no thread of the kernel."""
@@ -86,6 +91,13 @@ def _leave_with(child: int) -> NoReturn:
 def traces() -> set[str]:
     """What the tests could leave behind, each in the words of the report. Empty lab, empty set but for ``lo``."""
     return _links() | _tables() | _entries() | _mounts()
+
+
+def cgroups() -> set[str]:
+    """Cgroups of this session's, of contexts and others, in every hierarchy."""
+    roots = (*cgroup2.mount_points("cgroup2"), *cgroup2.mount_points("cgroup"))
+    found = (path for root in roots for path in root.iterdir() if path.is_dir())
+    return {f"cgroup {path}" for path in found if _CONTEXT.sub("", path.name) in given_names}
 
 
 def strays() -> dict[int, str]:

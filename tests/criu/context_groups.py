@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from tests.criu.groups import Group, Starter, python
 from tests.criu.segment import Addresses, Segment
 
 PORT = 7100
+
+ROUNDS = int(os.environ.get("CKPT_TEST_ROUNDS", "2"))
+"""How often in a row a group is dumped and restored; what goes wrong on the way back may show when it leaves again."""
 
 
 @dataclass(slots=True)

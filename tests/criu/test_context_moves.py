@@ -23,7 +23,7 @@ from ckpt.model.context import Limits
 from ckpt.model.process import Isolation
 from ckpt.stop import stop_group
 from tests.criu.capture import capturing
-from tests.criu.context_groups import PORT, Agent, agent, connected
+from tests.criu.context_groups import PORT, ROUNDS, Agent, agent, connected
 from tests.criu.groups import Starter, python, wait_for
 from tests.criu.segment import Addresses, run
 from tests.criu.test_servers import REDIS, Counter
@@ -122,19 +122,24 @@ def test_map_address_moves_the_set_and_what_is_within(
     one.make("caller", V4, TCP, f"connect(('{pair.v4}', 88))")
     one.do("called = self_.accept()[0]")
     one.make("udp", V4, UDP, f"bind(('{pair.v4}', 89))")
-    one.group.dump()
-    there = start.segment.addresses()
-    mapping = parse_mapping([f"{pair.v4}={there.v4}", f"{pair.v6}={there.v6}"])
-    with pytest.raises(RefusedError, match="their address is mapped"):
-        one.group.restore(mapping=mapping)
-    one.group.restore(mapping=mapping, tcp_close=True)
-    assert host_has(pair.v4, there.v4, there.v6) == [False, True, True]
-    one.connection = connected(start.segment, stack, there.v4)
-    one.do("client.sendall(b'still')")
-    assert one.do("served.recv(9).decode()") == "still"
-    one.do("caller.sendall(b'there')")
-    assert one.do("called.recv(9).decode()") == "there"
-    assert one.do("[x.getsockname()[0] for x in (self_, udp, called)]") == [there.v4] * 3
+    here, there = pair, start.segment.addresses()
+    for number in range(ROUNDS):
+        one.group.dump()
+        mapping = parse_mapping([f"{here.v4}={there.v4}", f"{here.v6}={there.v6}"])
+        with pytest.raises(RefusedError, match="their address is mapped"):
+            one.group.restore(mapping=mapping)
+        one.group.restore(mapping=mapping, tcp_close=True)
+        assert host_has(here.v4, there.v4, there.v6) == [False, True, True]
+        one.connection = connected(start.segment, stack, there.v4)
+        one.do(f"client.sendall(b'still {number}')")
+        assert one.do("served.recv(99).decode()") == f"still {number}"
+        one.do(f"caller.sendall(b'there {number}')")
+        assert one.do("called.recv(99).decode()") == f"there {number}"
+        assert one.do("[x.getsockname()[0] for x in (self_, udp, called)]") == [there.v4] * 3
+        with start.segment.socket(there.v4, socket.SOCK_DGRAM) as client:
+            client.sendto(str(number).encode(), (there.v4, 89))
+            assert one.do("udp.recv(99).decode()") == str(number)
+        here, there = there, here
     one.group.round_trip()
     assert one.do("1 + 1") == 2
 
@@ -225,7 +230,7 @@ def test_limits_are_kept(start: Starter, stack: ExitStack, pair: Addresses) -> N
     one.do("def caps(): return [l for l in open('/proc/thread-self/status') if l.startswith('Cap')]")
     before = one.do(state), one.do("forks()")
     assert before[1] == 5
-    for _ in range(2):
+    for _ in range(ROUNDS):
         one.group.round_trip()
         assert (one.do(state), one.do("forks()")) == before
 
@@ -276,7 +281,7 @@ def test_ports_of_a_set_and_the_kernels_own_choices_come_back(
     one.make("any", V4, UDP, "bind(('', 0))")
     one.make("named", V4, UDP, f"bind(('{pair.v4}', 0))")
     before = one.names("client", "any"), one.do("named.getsockname()")
-    for _ in range(2):
+    for _ in range(ROUNDS):
         one.group.round_trip()
         assert (one.names("client", "any"), one.do("named.getsockname()")) == before
         accepted.sendall(b"down")

@@ -11,6 +11,7 @@ from ckpt import context
 from ckpt.kernel import outside
 from ckpt.model.process import Isolation
 from tests.criu.capture import capturing
+from tests.criu.context_groups import ROUNDS
 from tests.criu.groups import Starter
 
 
@@ -33,7 +34,7 @@ def test_round_trip_streams_on_every_address_go_on(start: Starter, stack: ExitSt
     for stream in streams:
         stream.progress()
     with capturing() as capture:
-        for _ in range(3):
+        for _ in range(ROUNDS):
             group.dump()
             assert context.names() == ()
             group.restore()

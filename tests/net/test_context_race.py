@@ -19,6 +19,7 @@ from tests.net.context_lab import Lab, ip
 
 BINDS = int(os.environ.get("CKPT_TEST_BINDS", "120000"))
 PROCESSES = 6
+SECONDS = 240 + BINDS // 2000
 
 _HAMMER = """
 import errno, random, socket, sys
@@ -58,6 +59,7 @@ def place(tmp_path: Path) -> Iterator[Lab]:
         yield found
 
 
+@pytest.mark.timeout(SECONDS + 30)
 def test_books_are_empty_after_racing_binds(place: Lab) -> None:
     addresses = (ip("first", 4), ip("second", 4), ip("first", 6), ip("second", 6))
     one = place.context(*addresses)
@@ -72,7 +74,7 @@ def test_books_are_empty_after_racing_binds(place: Lab) -> None:
         for made in (one, other)
     ]
     try:
-        said = [process.communicate(timeout=280)[0].split() for process in running]
+        said = [process.communicate(timeout=SECONDS)[0].split() for process in running]
     finally:
         for process in running:
             process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ckpt.kernel import cgroup2
 from tests import lab
 
 
@@ -66,14 +68,32 @@ def test_strays_names_a_process_that_left_the_session(unshare: list[str]) -> Non
     assert process.wait(30) == -signal.SIGKILL
 
 
+def test_cgroups_names_one_of_this_session_and_no_other(unique: Callable[[str], str]) -> None:
+    names = [f"ckpt-0-{unique('g')}", unique("c"), f"ckpt-0-{secrets.token_hex(4)}"]
+    places = [cgroup2.root() / name for name in names]
+    for place in places:
+        place.mkdir()
+    try:
+        seen = lab.cgroups()
+    finally:
+        for place in places:
+            place.rmdir()
+    assert [f"cgroup {place}" in seen for place in places] == [True, True, False]
+
+
 # It passes, and leaves each kind of thing behind.
 LEAKY = """
 import subprocess
 from pathlib import Path
+from ckpt.kernel import cgroup2
+from tests import conftest
 
 def test_that_leaks() -> None:
     subprocess.run(["ip", "link", "add", "leaked", "type", "bridge"], check=True)
     subprocess.run(["ip", "netns", "add", "leaked"], check=True)
+    name = conftest.random_name()
+    (cgroup2.root() / name).mkdir()
+    print("\\nmade", name)
     subprocess.run(["setsid", "--fork", "sleep", "301"], check=True)
     Path("/run/ckpt/groups").mkdir(parents=True)
     Path("/run/ckpt/groups/leaked.json").touch()
@@ -85,11 +105,15 @@ def test_session_that_leaves_something_fails_and_names_it(tmp_path: Path) -> Non
     argv = [sys.executable, "-m", "pytest", "-c", "/dev/null", "--rootdir", str(tmp_path), "-p", "tests.conftest"]
     checkout = Path(__file__).parents[2]
     done = subprocess.run(
-        [*argv, str(tmp_path)], cwd=checkout, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        [*argv, "-s", str(tmp_path)], cwd=checkout, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
+    name = next(line.removeprefix("made ") for line in done.stdout.splitlines() if line.startswith("made "))
+    cgroup = cgroup2.root() / name
+    cgroup.rmdir()  # the only thing that does not end with that session
     assert done.returncode == 1, done.stdout + done.stderr
     for line in (
         "link leaked",
+        f"cgroup {cgroup}",
         "mount /run/netns/leaked",
         "network namespace leaked",
         "registry entry /run/ckpt/groups/leaked.json",
