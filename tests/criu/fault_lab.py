@@ -144,12 +144,15 @@ def left_behind(images: Path) -> list[str]:
     found = [f"file {path}" for path in images.iterdir() if path.name.startswith(".")]
     state = registry.state_dir()
     found += [f"file {path}" for path in state.rglob("*") if path.is_file() and _is_transient(path, state)]
+    deadline = time.monotonic() + PATIENCE
+    # Those of another session's CRIU, which tries its kernel, are there for a moment.
+    while any(Path("/tmp").glob(".criu*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
     found += [f"file {path}" for path in Path("/tmp").glob(".criu*")]
     found += [f"lock {name} in namespace {inode}" for inode, name in locks()]
     found += [f"context {name}" for name in context.names() if registry.find(name) is None]
     known = {pid for entry in registry.entries() for pid in tree(entry.pid)}
     # A CRIU that was only just started has yet to see that nobody speaks to it any more.
-    deadline = time.monotonic() + PATIENCE
     while (strays := {pid: said for pid, said in lab.strays().items() if pid not in known}) and (
         time.monotonic() < deadline
     ):

@@ -137,7 +137,7 @@ def faults() -> Iterator[Fault]:
 
 # Those that matter most for a group of any kind.
 _COMMON_DUMP = (
-    Step(f"return {_DUMP}._read_frozen", criu=True),
+    Step("call ckpt.image.publish>link", criu=True),
     Step("return ckpt.kernel.lock:NetworkLock.close", 2),
     Step(f"return {_DUMP}._commit", criu=True),
     Step(f"return {_DUMP}._run_criu"),

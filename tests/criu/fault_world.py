@@ -64,9 +64,10 @@ class World:
             if entry.alive:
                 ending.end_tree(entry.pid, timeout=0)
             clear(entry)
-        clean.clean()
+        # The images first: a lock would stay for the sake of one.
         shutil.rmtree(self._directory / "images")
         (self._directory / "images").mkdir()
+        clean.clean()
         self._survivor = None
 
 

@@ -26,6 +26,7 @@ from tests.criu import fault_groups, fault_lab
 from tests.criu.fault_lab import Fault, Survivor
 from tests.criu.fault_world import World, made_world
 from tests.criu.groups import Starter, wait_for
+from tests.criu.segment import PATIENCE
 
 CKPT = (sys.executable, "-c", "from ckpt.cli.main import main; main()")
 
@@ -56,6 +57,8 @@ def killed(survivor: Survivor, work: str, point: str) -> None:
     directories = [path for path in survivor.image.parent.iterdir() if path.is_dir()]
     wait_for(lambda: not remains.crius_in(directories), "CRIU has ended")
     groups = {pid for entry in registry.entries() for pid in fault_lab.tree(entry.pid)}
+    for pid in groups:
+        remains.wait_for_dying(pid, PATIENCE)
     wait_for(lambda: not set(lab.strays()) - groups, "everything that the killed ckpt had started has ended")
 
 
@@ -126,9 +129,12 @@ def test_clean_ends_what_was_half_restored(survivor: Survivor) -> None:
         directories = [path for path in survivor.image.parent.iterdir() if path.is_dir()]
         wait_for(lambda: remains.crius_in(directories), "CRIU works")
         (first,) = [pid for pid in remains.crius_in(directories) if pid in proc.children(restoring.pid)]
+        # Stopped, ckpt does not see its CRIU die.
+        restoring.send_signal(signal.SIGSTOP)
+        wait_for(lambda: fault_lab.state(restoring.pid) == "T", "ckpt is stopped")
+        os.kill(first, signal.SIGKILL)
         restoring.kill()
         restoring.wait()
-        os.kill(first, signal.SIGKILL)
     wait_for(lambda: fault_lab.state(first) in "ZX", "CRIU is dead")
     assert "process" in {action.kind for action in clean.clean()}
 
@@ -169,7 +175,7 @@ def test_clean_leaves_no_second_name_of_a_file_that_lost_its_own(start: Starter,
     group = start(["python3", "-c", UNNAMED, str(tmp_path)])
     group.wait_for_log("ready")
     survivor = Survivor(group, lambda: None, group.images / "group.ckpt", group.addresses.v4)
-    outcome = fault_lab.run(survivor.plan(Fault(work="dump", point=f"return {_DUMP}._read_frozen", fault=victim)))
+    outcome = fault_lab.run(survivor.plan(Fault(work="dump", point=f"call {_DUMP}._notify[post-dump]", fault=victim)))
     assert outcome.struck
     names = {path.name for path in tmp_path.glob("link_remap.*")}
     assert bool(names) == (victim == "both")

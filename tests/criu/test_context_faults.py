@@ -23,7 +23,7 @@ _DUMP, _RESTORE = "ckpt.dump:_Dump", "ckpt.restore:_Restore"
 _BOTH, _CKPT = ("ckpt", "criu"), ("ckpt",)
 DUMP = (
     (f"return {_DUMP}._silence", 1, _CKPT),
-    (f"return {_DUMP}._read_frozen", 1, _BOTH),
+    ("call ckpt.image.publish>link", 1, _BOTH),
     ("return ckpt.kernel.lock:NetworkLock.close", 2, _CKPT),
     (f"return {_DUMP}._commit", 1, _BOTH),
     (f"return {_DUMP}._run_criu", 1, _CKPT),
