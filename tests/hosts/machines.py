@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckpt.kernel import netns
+from ckpt.kernel import context_places, netns
 
 ROOT = Path(__file__).resolve().parents[2]
 BRIDGE = "br0"
@@ -206,10 +206,16 @@ class Machine:
         """All its processes are gone at once, with all that was not on its disk; not a packet says so."""
         subprocess.run(["ip", "link", "delete", self.port], capture_output=True)
         if self.init is not None:
+            space = netns.open_of(_first(self.init.pid))
             # Its first process goes with the one that made it (--kill-child).
             self.init.kill()
             self.init.wait()
             self.init = None
+            # Its cgroups would have gone with its kernel, which is the lab's.
+            with netns.entered(space):
+                for _, cgroup in context_places.found():
+                    context_places.remove(cgroup)
+            os.close(space)
 
     def _write_files(self) -> None:
         names = {"keys": self.keys, "address": self.address, "name": self.name}
