@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckpt.kernel import context_places, netns
+from ckpt.kernel import cgroup2, context_places, netns
 
 ROOT = Path(__file__).resolve().parents[2]
 BRIDGE = "br0"
@@ -79,7 +79,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Machine:
-    """One host: ``init`` is its first process, and all others are below it."""
+    """One host: ``init`` is its first process, and all others are below it; ``cookie`` is its network namespace's."""
 
     name: str
     address: str
@@ -88,6 +88,7 @@ class Machine:
     keys: Path
     program: str
     init: subprocess.Popen[bytes] | None = None
+    cookie: int = 0
     _stack: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -174,6 +175,10 @@ class Machine:
             ]
         )
         self._wait(lambda: self.run("test", "-e", "/run/up").status == 0, "it is up")
+        space = netns.open_of(_first(self.init.pid))
+        with netns.entered(space):
+            self.cookie = context_places.netns_cookie()
+        os.close(space)
         self.plug()
         self.run("ip", "address", "add", f"{self.address}/24", "dev", BRIDGE)
         self.run("ip", "route", "add", "default", "via", GATEWAY)
@@ -206,16 +211,13 @@ class Machine:
         """All its processes are gone at once, with all that was not on its disk; not a packet says so."""
         subprocess.run(["ip", "link", "delete", self.port], capture_output=True)
         if self.init is not None:
-            space = netns.open_of(_first(self.init.pid))
             # Its first process goes with the one that made it (--kill-child).
             self.init.kill()
             self.init.wait()
             self.init = None
             # Its cgroups would have gone with its kernel, which is the lab's.
-            with netns.entered(space):
-                for _, cgroup in context_places.found():
-                    context_places.remove(cgroup)
-            os.close(space)
+            for cgroup in cgroup2.root().glob(f"ckpt-{self.cookie:x}-*"):
+                cgroup2.remove(cgroup)
 
     def _write_files(self) -> None:
         names = {"keys": self.keys, "address": self.address, "name": self.name}
