@@ -129,6 +129,7 @@ def dump_group(
     )
     handover = handover or Handover()
     program = criu.find(criu_path)
+    criu.require_lock_skip(program)
     entry, root = find_root(target)
     _require_idle(root)
     facts = proc.read_group(root)

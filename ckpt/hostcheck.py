@@ -103,6 +103,7 @@ def _criu(path: str | None) -> Iterator[Finding]:
     try:
         found = criu.find(path)
         version = ".".join(map(str, criu.version(found)))
+        criu.require_lock_skip(found)
     except CkptError as error:
         yield _block(error.code, "CRIU", str(error), error.hint or install)
         return

@@ -124,6 +124,20 @@ def find(explicit: str | None = None) -> Criu:
     )
 
 
+def require_lock_skip(criu: Criu) -> None:
+    """UnsupportedError (`criu-too-old`) for a CRIU that insists on a network lock of its own, as 3.17.1 does.
+
+    It would let go of it when the tasks are killed, and their peers would be told.
+    """
+    if not hasattr(criu.rpc, "SKIP"):
+        raise UnsupportedError(
+            f"the CRIU {criu.path} is too old to dump with",
+            code="criu-too-old",
+            details="it does not leave the locking of the network to others (--network-lock skip)",
+            hint="run scripts/install-criu, or name a newer one with --criu PATH or CKPT_CRIU",
+        )
+
+
 def prefix() -> Path:
     """The private prefix: ``CKPT_CRIU_PREFIX`` or the well-known place."""
     return Path(os.environ.get("CKPT_CRIU_PREFIX") or PREFIX)
