@@ -96,7 +96,10 @@ def test_read_process_of_itself_finds_what_it_holds(tmp_path: Path) -> None:
 def test_read_process_shows_undecodable_arguments() -> None:
     with subprocess.Popen([b"/bin/cat", b"-", b"\xff\xfe"], stdin=subprocess.PIPE) as process:
         try:
-            while (found := read_process(process.pid, FileReader())) is None or found.name != "cat":
+            # While it begins, it has the name before the arguments.
+            while (
+                (found := read_process(process.pid, FileReader())) is None or found.name != "cat" or not found.cmdline
+            ):
                 assert process.poll() is None
             assert found.cmdline == ("/bin/cat", "-", "\\xff\\xfe")
         finally:
