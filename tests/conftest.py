@@ -51,7 +51,8 @@ def random_name(prefix: str = "t") -> str:
 def pytest_configure(config: pytest.Config) -> None:
     """Enter the lab before anything is collected: later there may be threads, which would stay outside."""
     global _why_no_lab
-    _why_no_lab = lab.enter()
+    # In a network of its own a session reaches no machine.
+    _why_no_lab = "these tests are for machines" if os.environ.get("CKPT_VM_HOSTS") else lab.enter()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
