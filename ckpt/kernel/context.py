@@ -131,7 +131,7 @@ def missing_programs(context: Context) -> tuple[str, ...]:
 def change(context: Context, members: Iterable[Member], directory: Path) -> Context:
     """Give the context another set; what is not in use of the old one is the caller's to see to."""
     changed = replace(context, members=with_prefixes(members))
-    _cover(directory, changed.members)
+    cover(directory, changed.members)
     with _maps(Path(context.cgroup)) as maps:
         _fill(changed, maps)
     return changed
@@ -169,7 +169,7 @@ def release_floor(directory: Path) -> bool:
     """Take the floor away when no context of the caller's namespace stands on it; whether it went."""
     _forget_loopbacks()
     if any(True for _ in found()):
-        _cover(directory)
+        cover(directory)
         return False
     return context_floor.remove(directory / "bpf")
 
@@ -179,12 +179,11 @@ def has_floor() -> bool:
     return context_floor.is_there()
 
 
-def cover(directory: Path) -> tuple[str, ...]:
-    """Let datagrams be brought from the links that are there now; those where that cannot be had."""
-    return _cover(directory)
+def cover(directory: Path, coming: Collection[Member] = ()) -> tuple[str, ...]:
+    """Let datagrams be brought from the links that are there now; those where that cannot be had.
 
-
-def _cover(directory: Path, coming: Collection[Member] = ()) -> tuple[str, ...]:
+    ``coming`` is the set that one of the contexts is about to get.
+    """
     with context_floor.opened() as floor:
         if floor is None:
             return ()
@@ -193,11 +192,14 @@ def _cover(directory: Path, coming: Collection[Member] = ()) -> tuple[str, ...]:
 
 def _is_wide(coming: Collection[Member]) -> bool:
     """Whether `*` is more than one address of the host's for a context, or for one that gets the set ``coming``."""
-    sizes = [len(coming)]
+    return len(coming) > 1 or any(len(context.members) > 1 for context in _whole())
+
+
+def _whole() -> Iterator[Context]:
+    """The contexts of the caller's namespace, but for those that are half made, or going."""
     for name, _ in found():
-        with contextlib.suppress(CkptError):  # half made, or going
-            sizes.append(len(read(name).members))
-    return max(sizes) > 1
+        with contextlib.suppress(CkptError):
+            yield read(name)
 
 
 def with_prefixes(members: Iterable[Member]) -> tuple[Member, ...]:
@@ -261,10 +263,7 @@ def _set_address(kind: int, ifname: str, address: str) -> bool:
 def _forget_loopbacks() -> None:
     """Take what is left on lo of the own addresses of contexts that are no more: systemd, too, ends an empty one."""
     network = ipaddress.IPv6Network((_LOOPBACK6, 112))
-    needed = set()
-    for name, _ in found():
-        with contextlib.suppress(CkptError):
-            needed.add(read(name).loopback6)
+    needed = {context.loopback6 for context in _whole()}
     for one in outside.addresses():
         ip = ipaddress.ip_interface(one.address).ip
         if one.ifname == "lo" and ip in network and str(ip) not in needed:

@@ -21,7 +21,6 @@ from ckpt.kernel import cgroup2, scope
 _log = logging.getLogger(__name__)
 
 _SO_NETNS_COOKIE = 71
-_PREFIX = "ckpt-"
 _CGROUP = re.compile(r"ckpt-[0-9a-f]+-")
 
 
@@ -41,7 +40,7 @@ def netns_cookie() -> int:
 
 def cgroup_of(name: str, otherwise: Path | None = None) -> Path:
     """The cgroup that the context called ``name`` has, or would have; see ``cgroup2.root`` for ``otherwise``."""
-    root, directory = cgroup2.root(otherwise), f"{_PREFIX}{netns_cookie():x}-{name}"
+    root, directory = cgroup2.root(otherwise), f"{_prefix()}{name}"
     scoped = root / scope.SLICE / f"{directory}{scope.SUFFIX}" / directory
     return scoped if scoped.exists() else root / directory
 
@@ -71,8 +70,7 @@ def remove(cgroup: Path) -> None:
 def found() -> Iterator[tuple[str, Path]]:
     """The contexts of the caller's namespace: name and cgroup, also of one that was only half made."""
     with contextlib.suppress(UnsupportedError):
-        prefix = f"{_PREFIX}{netns_cookie():x}-"
-        root = cgroup2.root()
+        prefix, root = _prefix(), cgroup2.root()
         for path in sorted([*root.glob(f"{prefix}*"), *root.glob(f"{scope.SLICE}/{prefix}*{scope.SUFFIX}/{prefix}*")]):
             yield path.name.removeprefix(prefix), path
 
@@ -84,8 +82,13 @@ def is_context(cgroup: str) -> bool:
 
 def name_of(cgroup: str) -> str | None:
     """The name of the context of the caller's namespace that a path within the hierarchy is in; None for none."""
-    prefix, directory = f"{_PREFIX}{netns_cookie():x}-", _directory(cgroup)
+    prefix, directory = _prefix(), _directory(cgroup)
     return directory.removeprefix(prefix) if directory.startswith(prefix) else None
+
+
+def _prefix() -> str:
+    """What the names of the cgroups of the caller's namespace begin with."""
+    return f"ckpt-{netns_cookie():x}-"
 
 
 def _directory(cgroup: str) -> str:
