@@ -30,8 +30,8 @@ _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AddressMap:
-    """``old`` is ``new`` on the target: two addresses, or two prefixes of one length, in the kernel's form."""
+class _NameMap:
+    """What is called ``old`` in the image is called ``new`` on the target."""
 
     old: str
     new: str
@@ -40,15 +40,16 @@ class AddressMap:
         return f"{self.old}={self.new}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkMap:
-    """The host's link that the image names ``old`` is the link ``new`` on the target."""
+class AddressMap(_NameMap):
+    """``old`` and ``new`` are two addresses, or two prefixes of one length, in the kernel's form."""
 
-    old: str
-    new: str
+    __slots__ = ()
 
-    def __str__(self) -> str:
-        return f"{self.old}={self.new}"
+
+class LinkMap(_NameMap):
+    """``old`` and ``new`` are links of the hosts."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,15 +64,10 @@ class PortMap:
         return f"{self.old}={self.new}" + (f"/{self.protocol}" if self.protocol else "")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MacMap:
-    """The MAC ``old`` of the group's links is ``new`` on the target; both in lower case."""
+class MacMap(_NameMap):
+    """``old`` and ``new`` are MACs of the group's links, in lower case."""
 
-    old: str
-    new: str
-
-    def __str__(self) -> str:
-        return f"{self.old}={self.new}"
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
