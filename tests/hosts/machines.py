@@ -15,13 +15,14 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ckpt.kernel import cgroup2, context_places, netns
+from tests.outcome import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 BRIDGE = "br0"
@@ -55,26 +56,6 @@ Host *
     BatchMode yes
     ConnectTimeout 5
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a command on a host ended."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """What it printed."""
-        return json.loads(self.out)
-
-    @property
-    def error(self) -> Mapping[str, Any]:
-        """The error that it printed with ``--json``."""
-        found: Mapping[str, Any] = json.loads(self.err[self.err.index("{") :])["error"]
-        return found
 
 
 @dataclass(slots=True)

@@ -22,7 +22,8 @@ from tests.criu.fault_lab import patient
 from tests.criu.groups import PROGRAMS
 from tests.criu.stream import Stream
 from tests.hosts.fault_steps import SOURCE, Fault
-from tests.hosts.machines import BRIDGE, GATEWAY, GATEWAY6, PATIENCE, Machine, Outcome, World
+from tests.hosts.machines import BRIDGE, GATEWAY, GATEWAY6, PATIENCE, Machine, World
+from tests.outcome import Outcome
 
 PORT = 7000
 

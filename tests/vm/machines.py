@@ -23,6 +23,8 @@ from typing import Any
 
 import pytest
 
+from tests.outcome import Outcome
+
 HOSTS = os.environ.get("CKPT_VM_HOSTS", "").split()
 CONFIG = os.environ.get("CKPT_VM_SSH_CONFIG")
 POWER = shlex.split(os.environ.get("CKPT_VM_POWER", ""))
@@ -33,20 +35,6 @@ COMMAND_SECONDS = 120.0
 PATIENCE = 180.0
 # A test of ten moves on machines that an emulator runs.
 TEST_SECONDS = 900
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a command on a machine ended."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """What it printed."""
-        return json.loads(self.out)
 
 
 @dataclass(frozen=True, slots=True)
