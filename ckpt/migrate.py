@@ -35,6 +35,7 @@ from ckpt.errors import (
     UsageError,
 )
 from ckpt.image import Writer
+from ckpt.kernel import criu
 from ckpt.mapping import NO_MAPPING, Mapping
 from ckpt.migrations import Migration, Role, State, Task
 from ckpt.model.checkpoint import Checkpoint
@@ -106,6 +107,8 @@ def migrate_group(
     """
     options = options or MigrateOptions()
     shown: Progress = progress or (lambda stage, done, total: None)
+    # The dump would say so; but a dry run has none, and nobody need be asked before.
+    criu.require_lock_skip(criu.find(options.criu))
     entry, root = find_root(target)
     checkpoint = _with_files(live.read_checkpoint(target, options.criu), options)
     with ssh.session(host, ckpt=options.ckpt) as session:
