@@ -71,6 +71,8 @@ class _Applier:
                 self._links.make_waiting()
             if not isinstance(step, steps.BringUp):
                 self._links.raise_links()
+            if not isinstance(step, steps.SetRoutes):
+                self._routes.await_addresses()
             match step:
                 case steps.WriteSysctls():
                     sysctl.write(self._target.netns, step.values)
@@ -133,6 +135,7 @@ class _Applier:
                     self._set_tokens(step)
         self._links.make_waiting()
         self._links.raise_links()
+        self._routes.await_addresses()
 
     def _set_traffic(self, step: steps.SetTraffic) -> None:
         for subject, request in rtnl_tc.making(step.traffic, self._target.indices):

@@ -17,7 +17,7 @@ from dataclasses import replace
 from ckpt.errors import NetworkError
 from ckpt.kernel import ethtool, rtnl_addresses, rtnl_bond, rtnl_link_changes, rtnl_links, rtnl_taken, tun
 from ckpt.kernel.apply_target import Target, naming
-from ckpt.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, KernelRefusal, Netlink
+from ckpt.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, KernelRefusal, Message, Netlink
 from ckpt.kernel.netns import open_own
 from ckpt.kernel.rtnl_links import LinkReader
 from ckpt.model.network import PAIRED, Address, Counterpart, Link, Place
@@ -32,7 +32,7 @@ class LinkMaker:
     def __init__(self, target: Target) -> None:
         self._target = target
         self.made: set[str] = set()
-        self._waiting: list[tuple[str, rtnl_link_changes.Message]] = []
+        self._waiting: list[tuple[str, Link, Link | None]] = []
         self._rising: list[steps.BringUp] = []
 
     def rename(self, step: steps.Rename) -> None:
@@ -50,7 +50,7 @@ class LinkMaker:
         both = (link, peer) if peer else (link,)
         inside = link.kind != "tun" and not step.from_outside and (other is None or other.place is Place.INSIDE)
         if inside:
-            self._waiting.append((subject, self._making(link, other, peer)))
+            self._waiting.append((subject, link, peer))
         if not inside or not all(one.ifindex for one in both):
             self.make_waiting()
         if not inside:
@@ -62,18 +62,19 @@ class LinkMaker:
             self._target.indices[one.ifname] = made.index if made else one.ifindex
             self.made.add(one.ifname)
 
-    def _making(self, link: Link, other: Counterpart | None, peer: Link | None) -> rtnl_link_changes.Message:
+    def _making(self, link: Link, peer: Link | None) -> Message:
         """What makes a link all of which is in the namespace."""
         if peer is not None:
             return rtnl_link_changes.making_pair(link, peer, self._target.netns)
+        other = link.counterpart
         lower = self._target.indices.get(other.ifname, other.ifindex) if other else 0
         return rtnl_link_changes.making(link, lower=lower)
 
     def make_waiting(self) -> None:
         """Make those whose turn it is, in their order; the first that is refused is said."""
         waiting, self._waiting = self._waiting, []
-        said = self._target.inside.requests([message for _, message in waiting])
-        for (subject, _), refusal in zip(waiting, said, strict=True):
+        said = self._target.inside.requests(self._making(link, peer) for _, link, peer in waiting)
+        for (subject, _, _), refusal in zip(waiting, said, strict=True):
             if refusal is not None:
                 with naming("link-refused", subject):
                     raise refusal

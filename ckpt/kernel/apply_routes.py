@@ -39,6 +39,7 @@ class RouteMaker:
 
     def __init__(self, target: Target) -> None:
         self._target = target
+        self._fresh: list[Address] = []
 
     def _await_carriers(self) -> None:
         """Wait until the kernel's worker has told IPv6 of every carrier; the routes that come of it would come later.
@@ -55,7 +56,7 @@ class RouteMaker:
             time.sleep(0.002)
 
     def set_addresses(self, step: steps.SetAddresses) -> None:
-        """Add the addresses that are missing, and take away what is too much."""
+        """Add the addresses that are missing, and take away what is too much; see ``await_addresses``."""
         self._await_carriers()
         now = rtnl.read_addresses(self._target.inside, self._target.names())
         extra, missing = differences.difference(step.addresses, now, only=step.only)
@@ -72,15 +73,16 @@ class RouteMaker:
             if refusal is not None:
                 with naming("address-refused", f"address {address.address} of {address.ifname}", "add"):
                     raise refusal
-        six = [address for address in added if ":" in address.address]
-        if six:
-            self._await_addresses(six)
+        self._fresh += [address for address in added if ":" in address.address]
 
-    def _await_addresses(self, added: Sequence[Address]) -> None:
-        """Wait until the kernel has finished with IPv6 addresses, which it does a moment later, in a worker.
+    def await_addresses(self) -> None:
+        """Wait until the kernel has finished with the IPv6 addresses that were added, which it does in a worker.
 
         It takes one after the other: as long as it has not come to the last, there is no need to list a thousand.
         """
+        added, self._fresh = self._fresh, []
+        if not added:
+            return
         deadline = time.monotonic() + _SETTLING
         while self._is_tentative(added[-1]) or rtnl.has_tentative(self._target.inside):
             if time.monotonic() > deadline:
@@ -120,9 +122,14 @@ class RouteMaker:
 
     def set_routes(self, step: steps.SetRoutes) -> None:
         """Add the routes that are missing, and take away what is too much."""
-        extra, missing = self._await_own_routes(step)
-        for routes in differences.apart(differences.order_routes(missing)):
-            said = self._target.inside.requests([self._route_message(route) for route in routes])
+        ordered = differences.order_routes(step.routes)
+        # Worked out while the kernel is at the addresses; its own routes come of those and are hardly ever asked for.
+        ready = {id(route): self._route_message(route) for route in ordered if not differences.is_of_kernel(route)}
+        self.await_addresses()
+        extra, missing = self._await_own_routes(ordered, only=step.only)
+        for routes in differences.apart(missing):
+            messages = (ready.get(id(route)) or self._route_message(route) for route in routes)
+            said = self._target.inside.requests(messages)
             for route, refusal in zip(routes, said, strict=True):
                 if refusal is not None:
                     # Asked again by itself: another that was refused may have been what it needs.
@@ -134,8 +141,8 @@ class RouteMaker:
                     rtnl_routes.RTM_DELROUTE, rtnl_routes.encode_route(route, self._target.indices), errno.ESRCH
                 )
 
-    def _await_own_routes(self, step: steps.SetRoutes) -> tuple[tuple[Route, ...], tuple[Route, ...]]:
-        """What is too much and what is missing, once the kernel has made its own routes for IPv6 addresses.
+    def _await_own_routes(self, wanted: Sequence[Route], *, only: bool) -> tuple[tuple[Route, ...], tuple[Route, ...]]:
+        """What is too much and what is missing of ``wanted``, in its order, once the kernel has made its own routes.
 
         It makes them in a worker (addrconf_dad_work), also for an address without detection, and with a metric of 0,
         which nobody else can give: such a route is waited for and not added in its stead.
@@ -143,7 +150,7 @@ class RouteMaker:
         deadline = time.monotonic() + _SETTLING
         while True:
             now = rtnl.read_routes(self._target.inside, self._target.names(), [])
-            extra, missing = differences.difference(step.routes, now, only=step.only)
+            extra, missing = differences.difference(wanted, now, only=only)
             if time.monotonic() > deadline or not any(differences.is_kernels_own(route) for route in missing):
                 return extra, missing
             time.sleep(0.002)

@@ -10,11 +10,13 @@ does not know it leaves out, whereas here every attribute that the kernel sends 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import socket
 import struct
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from ckpt.errors import NetworkError
 from ckpt.kernel.netns import entered
@@ -60,6 +62,8 @@ _NFNL_MSG_BATCH_END = 0x11
 _DUMP_ATTEMPTS = 8
 
 Attributes = dict[int, bytes]
+Message = tuple[int, bytes, int]
+"""The type, the payload and the flags of a message to be sent."""
 
 
 class KernelRefusal(OSError):
@@ -121,21 +125,23 @@ class Netlink:
         self._send(kind, payload, NLM_F_REQUEST | NLM_F_ACK | flags)
         return self._replies()
 
-    def requests(self, messages: Sequence[tuple[int, bytes, int]]) -> list[KernelRefusal | None]:
+    def requests(self, messages: Iterable[Message]) -> list[KernelRefusal | None]:
         """Send (type, payload, flags) messages, each whatever became of those before it; what is said to each.
 
         Many go out at once, and the kernel answers those that it refuses and the last. For messages without replies.
+        It works them off before ``send`` returns: meanwhile the next are taken from ``messages``.
         """
-        said: list[KernelRefusal | None] = []
-        begin = size = 0
-        for at, (_, payload, _) in enumerate(messages):
-            size += len(payload)
-            if at - begin == _AT_ONCE or (size > _SENT_AT_ONCE and at > begin):
-                said += self._send_many(messages[begin:at])
-                begin, size = at, len(payload)
-        return said + (self._send_many(messages[begin:]) if messages else [])
+        chunks = _chunks(messages)
+        first = next(chunks, [])
+        if len(first) < _AT_ONCE:
+            return [said for chunk in itertools.chain((first,), chunks) for said in self._send_many(chunk)]
+        with ThreadPoolExecutor(1) as sender:
+            sent = [sender.submit(self._send_many, chunk) for chunk in itertools.chain((first,), chunks)]
+        return [said for one in sent for said in one.result()]
 
-    def _send_many(self, messages: Sequence[tuple[int, bytes, int]]) -> list[KernelRefusal | None]:
+    def _send_many(self, messages: Sequence[Message]) -> list[KernelRefusal | None]:
+        if not messages:
+            return []
         first = self._sequence + 1
         self._sequence += len(messages)
         parts: list[bytes] = []
@@ -174,7 +180,7 @@ class Netlink:
             hint="stop what keeps changing links, addresses or routes and try again",
         )
 
-    def transaction(self, subsystem: int, messages: Sequence[tuple[int, bytes, int]]) -> None:
+    def transaction(self, subsystem: int, messages: Sequence[Message]) -> None:
         """Send (type, payload, flags) messages to a netfilter subsystem: all take effect, or none. Raises BatchRefusal.
 
         The kernel works a batch off before ``send`` returns, and answers only what it refuses.
@@ -241,6 +247,20 @@ class Netlink:
                         return found
                     found.append((kind, data[offset + 16 : offset + length]))
                 offset += (length + 3) & ~3
+
+
+def _chunks(messages: Iterable[Message]) -> Iterator[list[Message]]:
+    """``messages`` in lists that can be sent at once."""
+    chunk: list[Message] = []
+    size = 0
+    for message in messages:
+        size += len(message[1])
+        if chunk and (len(chunk) == _AT_ONCE or size > _SENT_AT_ONCE):
+            yield chunk
+            chunk, size = [], len(message[1])
+        chunk.append(message)
+    if chunk:
+        yield chunk
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:

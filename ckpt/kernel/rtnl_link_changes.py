@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from operator import attrgetter
 
 from ckpt.kernel import netlink, rtnl_bond, rtnl_codecs, rtnl_kinds, rtnl_virtual
-from ckpt.kernel.netlink import Netlink, attribute, nested, string, u32
+from ckpt.kernel.netlink import Message, Netlink, attribute, nested, string, u32
 from ckpt.kernel.rtnl_link_numbers import (
     AF_INET6,
     FLAGS,
@@ -51,8 +51,6 @@ _SETTABLE = sum(FLAGS.values())
 _KEPT = attrgetter(
     "mtu", "group", "limits", "txqlen", "mac", "broadcast", "alias", "options", "port_options", "altnames"
 )
-Message = tuple[int, bytes, int]
-"""The type, the payload and the flags of a message to be sent."""
 
 # What a link has that has none, though its kind could.
 _NO_MAC = "00:00:00:00:00:00"

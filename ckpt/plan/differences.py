@@ -80,9 +80,14 @@ def order_addresses(addresses: Iterable[Address]) -> tuple[Address, ...]:
     return four + six[::-1]
 
 
+def is_of_kernel(route: Route) -> bool:
+    """Whether the kernel says of the route that it has made it."""
+    return route.protocol == _RTPROT_KERNEL
+
+
 def is_kernels_own(route: Route) -> bool:
     """Whether only the kernel can have made the route: an IPv6 one that comes with an address."""
-    return route.family == 6 and route.protocol == _RTPROT_KERNEL and route.priority == 0
+    return is_of_kernel(route) and route.priority == 0 and route.family == 6
 
 
 def apart(routes: Iterable[Route]) -> Iterable[tuple[Route, ...]]:

@@ -9,6 +9,7 @@ and with them a second reading of what the kernel made of the first steps; `ip -
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import subprocess
 import sys
@@ -134,6 +135,7 @@ def _run(space: int, *argv: str) -> None:
 
 def compare(size: Size, rounds: int, place: Path) -> list[Row]:
     """Read and apply the network of that size, in turn with ip."""
+    gc.disable()  # as the command does
     commands = place / "batch"
     commands.write_text(batch(size))
     work = f"{size.links} links, {size.addresses} addresses, {size.routes} routes"
