@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -20,9 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckpt.kernel import cgroup2, context, context_places, netns
+from ckpt.kernel import cgroup2, context, context_places, context_probe, netns, syscalls
 from ckpt.model.context import Context, parse_set
-from tests.conftest import random_name
+from tests.conftest import random_name, require
 from tests.net import spaces
 
 SECONDS = 5.0
@@ -36,6 +37,32 @@ HOST = {
     "free2": ("10.77.1.1/24", "fd77:1::1/64"),
 }
 PEER = {"near": ("10.77.0.2", "fd77::2"), "second": ("10.77.1.2", "fd77:1::2"), "far": ("10.99.0.2", "fd99::2")}
+
+_NOT_OF_CGROUPS = {"rw", "ro", "seclabel", "nsdelegate"}
+"""What is told of a cgroup2 mount and not to be said when it is mounted, or is what is at issue."""
+
+LEAVING = """
+import pathlib, socket
+for line in open('/proc/self/mountinfo'):
+    fields, _, rest = line.partition(' - ')
+    if rest.split()[0] == 'cgroup2':
+        root = pathlib.Path(fields.split()[4])
+try:
+    (root / 'cgroup.procs').write_text('0')
+except FileNotFoundError:
+    print('refused')
+else:
+    print('left')
+try:
+    socket.socket().bind(('ADDRESS', 8080))
+except OSError as error:
+    print(error.strerror)
+else:
+    print('bound')
+"""
+"""What a program that wants to leave its context does, and whether it has an address then that is not of the set."""
+STAYED = ["refused", "Cannot assign requested address"]
+"""What it says in vain."""
 
 _OF_TESTS = re.compile(r"ckpt-[0-9a-f]+-[cg][0-9a-f]{8}")
 
@@ -192,6 +219,30 @@ def _sweep() -> None:
 def _fill(space: int, addresses: Sequence[str]) -> None:
     script = "\n".join(f"ip addr add {address} dev eth0" + " nodad" * (":" in address) for address in addresses)
     spaces.shell(script, space)
+
+
+@contextlib.contextmanager
+def boundaries(*, on: bool) -> Iterator[None]:
+    """Cgroup namespaces are boundaries (``nsdelegate``), or are none, for the time of the block.
+
+    That is the whole hierarchy's, and said by who mounts it last, from the first cgroup namespace
+    (kernel/cgroup/cgroup.c, apply_cgroup_root_flags).
+    """
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    (was, *_) = (line.rpartition(" ")[2].split(",") for line in lines if " - cgroup2 " in line)
+    others = set(was) - _NOT_OF_CGROUPS
+    with tempfile.TemporaryDirectory() as directory:
+
+        def mount(options: set[str]) -> None:
+            syscalls.mount("cgroup2", directory, kind="cgroup2", data=",".join(sorted(options)))
+            syscalls.umount2(directory)
+
+        mount(others | {"nsdelegate"} if on else others)
+        try:
+            require(context_probe.is_delegated() is on, "the options of cgroup2 are not this machine's to set")
+            yield
+        finally:
+            mount(others.union({"nsdelegate"}.intersection(was)))
 
 
 def cgroups_left() -> list[str]:

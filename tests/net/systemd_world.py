@@ -63,7 +63,10 @@ class World:
 
     def run(self, *command: str, environment: Mapping[str, str] | None = None) -> str:
         """What a command says there."""
-        argv = ["nsenter", f"--target={self.pid}", "--mount", "--pid", "--cgroup", "--ipc", "--uts", "--", *command]
+        # From within its hierarchy: where cgroup namespaces are boundaries, nobody moves a process across one.
+        within = ["sh", "-c", 'echo 0 >"$0" && exec "$@"', str(self.root / "init.scope/cgroup.procs")]
+        argv = [*within, "nsenter", f"--target={self.pid}", "--mount", "--pid", "--cgroup", "--ipc", "--uts", "--"]
+        argv += command
         done = subprocess.run(
             argv, capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})}
         )

@@ -249,6 +249,14 @@ def test_group_sees_its_cgroup_as_the_root(place: Lab, state: None) -> None:
     assert "0::/\n" in inside_run("print(open('/proc/self/cgroup').read())")
 
 
+@pytest.mark.parametrize(("delegated", "outcome"), [(True, context_lab.STAYED), (False, ["left", "bound"])])
+def test_root_may_leave_only_where_cgroup_namespaces_are_no_boundaries(
+    place: Lab, state: None, delegated: bool, outcome: list[str]
+) -> None:
+    with context_lab.boundaries(on=delegated):
+        assert inside_run(context_lab.LEAVING.replace("ADDRESS", ip("free", 4))).splitlines() == outcome
+
+
 def test_sysctl_that_makes_sockets_v6only_is_followed(place: Lab) -> None:
     spaces.shell("sysctl -qw net.ipv6.bindv6only=1", place.host)
     made = place.context(ip("first", 4), ip("first", 6))

@@ -96,6 +96,16 @@ def test_dump_takes_the_scope_away_and_restore_asks_for_it_again(
     assert world.root.joinpath(f"system.slice/{unit}/{unit.removesuffix('.scope')}/cgroup.procs").read_text()
 
 
+def test_root_in_a_scope_that_was_given_away_stays_in_its_context(
+    place: Lab, world: World, settings: dict[str, str]
+) -> None:
+    """As on every host of systemd's, which mounts the hierarchy so."""
+    name, script = random_name("g"), context_lab.LEAVING.replace("ADDRESS", OTHER)
+    with context_lab.boundaries(on=True):
+        world.run(*CKPT, *in_context(name), sys.executable, "-c", script, environment=settings)
+    assert world.run(*CKPT, "logs", name, environment=settings).splitlines() == context_lab.STAYED
+
+
 def test_group_that_ends_by_itself_leaves_no_scope(place: Lab, world: World, settings: dict[str, str]) -> None:
     world.run(*CKPT, *in_context(random_name("g")), "true", environment=settings)
     assert gone(world)
