@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import require
-from tests.hosts.machines import Machine, World
+from tests.hosts.machines import ROOT, Machine, World
 
 USER = "mover"
 
@@ -31,6 +32,17 @@ mount --bind /run/sudoers /etc/sudoers
 _TAKE_USER_AWAY = (
     f"cd /etc && umount sudoers hosts passwd shadow && cd /run && rm -r sudoers hosts passwd shadow {USER}"
 )
+
+# The agent as another version has it, as far as the first message shows.
+_OTHER_PROTOCOL = """\
+#!{python}
+import sys
+sys.path.insert(0, "{root}")
+from ckpt.remote import protocol
+protocol.PROTOCOL += {by}
+from ckpt.cli.main import main
+main()
+"""
 
 
 @contextlib.contextmanager
@@ -90,6 +102,19 @@ def test_login_shell_that_prints_does_no_harm(world: World) -> None:
 def test_ckpt_that_is_not_there_is_told(world: World) -> None:
     done = world.a.ckpt("ps", "--host", "b", "--remote-ckpt", "/opt/none/ckpt")
     assert (done.status, done.error["code"]) == (8, "agent-missing"), done.err
+
+
+@pytest.mark.parametrize(("by", "code", "place"), [(-1, "agent-older", "there"), (1, "agent-newer", "here")])
+def test_ckpt_of_another_protocol_is_told_on_either_side(world: World, by: int, code: str, place: str) -> None:
+    other = world.b.place / "bin/ckpt-other"
+    other.write_text(_OTHER_PROTOCOL.format(python=sys.executable, root=ROOT, by=by))
+    other.chmod(0o755)
+    try:
+        done = world.a.ckpt("ps", "--host", "b", "--remote-ckpt", str(other))
+        assert (done.status, done.error["code"]) == (15, code), done.err
+        assert f"install the newer of the two {place}" in done.error["hint"]
+    finally:
+        other.unlink()
 
 
 def test_user_who_is_not_root_takes_sudo_where_it_is_allowed(world: World) -> None:
