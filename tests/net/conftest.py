@@ -10,16 +10,21 @@ import pytest
 
 from ckpt.kernel import netns, probe
 from ckpt.model.travel import TUNNELS
-from tests.net import spaces, tally
+from tests.net import cells, spaces, tally
 
 # Duplicate address detection takes a second and more; tests that are about it turn it on again.
 NO_DETECTION = "sysctl -qw net.ipv6.conf.default.accept_dad=0"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tell which kinds of things were copied on this machine, each with the number of tests."""
+    """Tell which kinds of things were copied on this machine, in how many tests, and the table of contexts."""
     if lines := tally.lines():
         terminalreporter.section("copied and compared here, in so many tests")
+        for line in lines:
+            terminalreporter.write_line(line)
+    reports = [report for report in terminalreporter.stats.get("passed", ()) if report.when == "call"]
+    if lines := cells.lines(cell for report in reports for key, cell in report.user_properties if key == cells.KEY):
+        terminalreporter.section("cells of the table of contexts that passed here")
         for line in lines:
             terminalreporter.write_line(line)
 

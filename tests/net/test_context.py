@@ -1,7 +1,7 @@
 """IP-set contexts, semantics by semantics: real sockets in processes of their own, and a peer in another namespace.
 
-Each case is one row of the table: TCP and UDP, sockets of IPv4, of IPv6, of IPv6 with mapped addresses, and dual-stack
-ones; bound to an address, to `*`, or to the loopback address.
+Each case is a cell of the table, or several: TCP and UDP, sockets of IPv4, of IPv6 alone, of IPv6 with mapped
+addresses, and dual-stack ones; bound to an address, to `*`, or to the loopback address.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import pytest
 
 from ckpt.kernel import context, context_places
 from ckpt.model.context import Context
-from tests.net import context_lab
+from tests.net import cells, context_lab
+from tests.net.cells import FAMILIES, PROTOCOLS, shows
 from tests.net.context_lab import PEER, Agent, Lab, ip
 
-PROTOCOLS = ("tcp", "udp")
-FAMILIES = ("v4", "v6", "mapped")
 PORT = 8080
 """Another one for each test: what the one before has in TIME_WAIT would be in the way."""
 
@@ -49,10 +48,20 @@ def _nothing_is_booked(place: Lab) -> Iterator[None]:
     assert place.books() == []
 
 
+@pytest.fixture(autouse=True)
+def _told(request: pytest.FixtureRequest) -> None:
+    """What the end of the session counts, if the test passes."""
+    test = request.node
+    if hasattr(test, "callspec"):
+        test.user_properties += [(cells.KEY, cell) for cell in cells.of(test.function, test.callspec.params)]
+
+
 def make(protocol: str, family: str, name: str = "s") -> str:
     """Code that makes a socket."""
-    kind = "SOCK_STREAM" if protocol == "tcp" else "SOCK_DGRAM"
-    return f"{name} = socket.socket(socket.{'AF_INET' if family == 'v4' else 'AF_INET6'}, socket.{kind})"
+    made = f"{name} = socket.socket(socket.{'AF_INET' if family == 'v4' else 'AF_INET6'}, {kind(protocol)})"
+    if family == "v4":
+        return made
+    return f"{made}; {name}.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, {family == 'v6'})"
 
 
 def written(address: str, family: str) -> str:
@@ -61,11 +70,16 @@ def written(address: str, family: str) -> str:
 
 
 def version(family: str) -> int:
-    return 6 if family == "v6" else 4
+    return 6 if family in ("v6", "dual") else 4
 
 
-LOOPBACK = {"v4": "127.0.0.1", "v6": "::1", "mapped": "::ffff:127.0.0.1"}
-ANY = {"v4": "0.0.0.0", "v6": "::", "mapped": "::ffff:0.0.0.0"}
+def plain_loopback(family: str) -> str:
+    """The loopback address as a client has it that is no dual-stack one."""
+    return "127.0.0.1" if version(family) == 4 else "::1"
+
+
+LOOPBACK = {"v4": "127.0.0.1", "v6": "::1", "mapped": "::ffff:127.0.0.1", "dual": "::1"}
+ANY = {"v4": "0.0.0.0", "v6": "::", "mapped": "::ffff:0.0.0.0", "dual": "::"}
 
 
 def serve(agent: Agent, protocol: str, family: str, address: str, *, options: str = "", name: str = "s") -> None:
@@ -115,6 +129,7 @@ def refuses(client: Agent, protocol: str, address: str) -> str:
 # -- 2: binding --------------------------------------------------------------------------------------------------------
 
 
+@shows("specific", 2)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_bind_to_an_address_outside_the_set_is_refused(place: Lab, one: Context, protocol: str, family: str) -> None:
@@ -125,13 +140,18 @@ def test_bind_to_an_address_outside_the_set_is_refused(place: Lab, one: Context,
     agent.do(f"s.bind(({written(ip('second', version(family)), family)!r}, {PORT}))")
 
 
+@shows("specific", 3, 6)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_specific_bind_is_seen_as_it_was_asked(place: Lab, one: Context, protocol: str, family: str) -> None:
-    agent, peer = place.inside(one), place.at_peer()
-    for which in ("first", "second"):
+def test_specific_bind_is_seen_as_it_was_asked_and_reached_nowhere_else(
+    place: Lab, one: Context, protocol: str, family: str
+) -> None:
+    agent, own, peer = place.inside(one), place.inside(one), place.at_peer()
+    for which, other in (("first", "second"), ("second", "first")):
         address = ip(which, version(family))
         serve(agent, protocol, family, written(address, family))
+        assert refuses(peer, protocol, ip(other, version(family))) == "ECONNREFUSED"
+        assert refuses(own, protocol, plain_loopback(family)) == "ECONNREFUSED"
         assert agent.do("s.getsockname()")[:2] == [written(address, family), PORT]
         source, local = reaches(peer, agent, protocol, address)
         assert local == written(address, family)
@@ -141,34 +161,26 @@ def test_specific_bind_is_seen_as_it_was_asked(place: Lab, one: Context, protoco
 
 def answers_on(family: str) -> list[tuple[str, int]]:
     """The addresses of `one` that a `*` of that family means."""
-    versions = {"v4": (4,), "mapped": (4,), "v6only": (6,), "dual": (4, 6)}[family]
+    versions = {"v4": (4,), "mapped": (4,), "v6": (6,), "dual": (4, 6)}[family]
     return [(which, number) for which in ("first", "second") for number in versions]
 
 
-V6ONLY = "s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, {})"
-WILD = {
-    "v4": ("v4", "0.0.0.0", ""),
-    "mapped": ("mapped", "::ffff:0.0.0.0", ""),
-    "v6only": ("v6", "::", V6ONLY.format(1)),
-    "dual": ("v6", "::", V6ONLY.format(0)),
-}
-
-
-@pytest.mark.parametrize("family", WILD)
+@shows("any", 3)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_any_is_every_address_of_the_set_and_no_other(
     place: Lab, one: Context, other: Context, protocol: str, family: str
 ) -> None:
     server, second, host, peer = place.inside(one), place.inside(other), place.unconfined(), place.at_peer()
-    domain, address, options = WILD[family]
-    serve(server, protocol, domain, address, options=options)
+    address = ANY[family]
+    serve(server, protocol, family, address)
     assert server.do("s.getsockname()")[:2] == [address, PORT]
-    serve(second, protocol, domain, address, options=options)  # the same port, in another context
+    serve(second, protocol, family, address)  # the same port, in another context
     serve(host, protocol, "v4", ip("free", 4))  # and beside both on the host
     for client in (peer, host):
         for which, number in answers_on(family):
             wanted = ip(which, number)
-            shown = f"::ffff:{wanted}" if domain != "v4" and number == 4 else wanted
+            shown = f"::ffff:{wanted}" if family != "v4" and number == 4 else wanted
             _, local = reaches(client, server, protocol, wanted)
             assert local == (shown if protocol == "tcp" else address)
         for number in sorted({number for _, number in answers_on(family)}):
@@ -177,7 +189,8 @@ def test_any_is_every_address_of_the_set_and_no_other(
     assert refuses(peer, protocol, ip("free2", 4)) == "ECONNREFUSED"
 
 
-@pytest.mark.parametrize("family", WILD)
+@shows("any", 2)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("holder", ["same", "sharing", "unconfined"])
 def test_any_fails_as_a_whole_when_one_address_is_taken(
@@ -191,23 +204,20 @@ def test_any_fails_as_a_whole_when_one_address_is_taken(
         taker = place.inside(one if holder == "same" else place.context(ip(which, number)))
     serve(taker, protocol, f"v{number}", ip(which, number))
     before = place.books()
-    domain, address, options = WILD[family]
     agent = place.inside(one)
-    agent.do(make(protocol, domain))
-    if options:
-        agent.do(options)
-    assert agent.fails(f"s.bind(({address!r}, {PORT}))") == "EADDRINUSE"
+    agent.do(make(protocol, family))
+    assert agent.fails(f"s.bind(({ANY[family]!r}, {PORT}))") == "EADDRINUSE"
     assert place.books() == before
     taker.do("s.close()")
-    agent.do(f"s.bind(({address!r}, {PORT}))")
+    agent.do(f"s.bind(({ANY[family]!r}, {PORT}))")
 
 
-@pytest.mark.parametrize("family", WILD)
+@shows("any", 2)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_specific_bind_fails_where_any_is_bound(place: Lab, one: Context, protocol: str, family: str) -> None:
-    domain, address, options = WILD[family]
     holder, agent = place.inside(one), place.inside(one)
-    serve(holder, protocol, domain, address, options=options)
+    serve(holder, protocol, family, ANY[family])
     for which, number in answers_on(family):
         agent.do(make(protocol, f"v{number}"))
         assert agent.fails(f"s.bind(({ip(which, number)!r}, {PORT}))") == "EADDRINUSE"
@@ -283,6 +293,7 @@ def test_source_is_of_the_set_same_subnet_first(place: Lab, one: Context, way: s
         peer.do("s.close()")
 
 
+@shows("specific", 4)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_source_that_the_program_chose_is_kept(place: Lab, one: Context, protocol: str, family: str) -> None:
@@ -296,29 +307,47 @@ def test_source_that_the_program_chose_is_kept(place: Lab, one: Context, protoco
     assert source == ip("second", number)
 
 
+@shows("any", 4)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("family", ["v4", "v6"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_socket_bound_to_any_connects_from_the_first_address(
     place: Lab, one: Context, protocol: str, family: str
 ) -> None:
     agent, peer, server = place.inside(one), place.at_peer(), place.inside(one)
-    number = version(family)
-    only = V6ONLY.format(1).replace("s.", "c.", 1) if family == "v6" else "None"
-    serve(peer, protocol, family, ip("second", number, PEER))
-    serve(server, protocol, family, LOOPBACK[family])
-    for target, reached in ((ip("second", number, PEER), peer), (LOOPBACK[family], server)):
+    number = 6 if family == "v6" else 4
+    via = "mapped" if family == "dual" else family
+    serve(peer, protocol, f"v{number}", ip("second", number, PEER))
+    serve(server, protocol, via, LOOPBACK[via])
+    for target, reached in ((written(ip("second", number, PEER), via), peer), (LOOPBACK[via], server)):
         agent.do(make(protocol, family, "c"))
-        agent.do(only)
         agent.do(f"c.bind(({ANY[family]!r}, 0)); c.connect(({target!r}, {PORT})); c.send(b'x')")
         source = reached.do("s.accept()[1]" if protocol == "tcp" else "s.recvfrom(9)[1]")[0]
-        assert source == agent.do("c.getsockname()[0]") == ip("first", number)
+        assert source.removeprefix("::ffff:") == ip("first", number)
+        assert agent.do("c.getsockname()[0]") == written(ip("first", number), via)
+        if protocol == "udp" and reached is peer:  # and the answer comes to it
+            peer.do(f"s.sendto(b'answer', ({source!r}, {agent.do('c.getsockname()[1]')}))")
+            assert agent.do("c.recv(9)") == "answer"
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_dual_stack_socket_bound_to_any_does_not_connect_to_ipv6(place: Lab, one: Context, protocol: str) -> None:
+    """It is bound to a mapped address, which the kernel will not have beside another kind. Sending is as elsewhere."""
+    agent, peer = place.inside(one), place.at_peer()
+    target = (ip("second", 6, PEER), PORT)
+    serve(peer, protocol, "v6", target[0])
+    agent.do(make(protocol, "dual", "c"))
+    agent.do("c.bind(('::', 0))")
+    assert agent.fails(f"c.connect({target!r})") == "EAFNOSUPPORT"
+    if protocol == "udp":
+        agent.do(f"c.sendto(b'x', {target!r})")
+        assert peer.do("s.recvfrom(9)")[1][0] == ip("second", 6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_connection_to_an_own_address_comes_from_it(place: Lab, one: Context, family: str) -> None:
     server, agent = place.inside(one), place.inside(one)
     number = version(family)
-    serve(server, "tcp", "v6" if family != "v4" else "v4", "::" if family != "v4" else "")
+    serve(server, "tcp", "v4" if family == "v4" else "dual", "" if family == "v4" else "::")
     for which in ("first", "second"):
         address = written(ip(which, number), family)
         agent.do(make("tcp", family, "c"))
@@ -342,7 +371,7 @@ def test_datagram_socket_on_any_answers_from_the_subnet_of_the_client(place: Lab
 @pytest.mark.parametrize("family", ["v4", "v6", "dual"])
 def test_datagram_in_fragments_arrives_on_every_address(place: Lab, one: Context, family: str) -> None:
     agent, peer, other = place.inside(one), place.at_peer(), place.inside(one)
-    serve(agent, "udp", "v4" if family == "v4" else "v6", "" if family == "v4" else "::")
+    serve(agent, "udp", family, ANY[family])
     for number in {"v4": (4,), "v6": (6,), "dual": (4, 6)}[family]:
         for which in ("second", "first", "second"):
             peer.do(make("udp", f"v{number}", "c"))
@@ -351,7 +380,7 @@ def test_datagram_in_fragments_arrives_on_every_address(place: Lab, one: Context
     # and those that are whole go on as before
     assert reaches(peer, agent, "udp", ip("second", 6 if family == "v6" else 4))
     agent.do("s.close()")
-    other.do(make("udp", "v6"))
+    other.do(make("udp", "dual"))
     other.do(f"s.bind(('::', {PORT}))")
 
 
@@ -384,41 +413,47 @@ s.sendmsg([b'answer'], [(socket.IPPROTO_IPV6, 50, found[0][2])], 0, source)
 # -- 6: the loopback address -------------------------------------------------------------------------------------------
 
 
+@shows("loopback", 2, 3, 4, 6)
+@shows("any", 6)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("bound", ["loopback", "any"])
+@pytest.mark.parametrize("where", ["loopback", "any"])
 def test_loopback_is_the_contexts_own(
-    place: Lab, one: Context, other: Context, protocol: str, family: str, bound: str
+    place: Lab, one: Context, other: Context, protocol: str, family: str, where: str
 ) -> None:
-    address = LOOPBACK[family] if bound == "loopback" else ANY[family]
+    address = LOOPBACK[family] if where == "loopback" else ANY[family]
     servers = [place.inside(one), place.inside(other), place.unconfined()]
     places = [one, other, None]
-    if bound == "any":
+    if where == "any":
         servers.pop()  # the kernel lets nobody bind `*` beside the contexts' first addresses
         places.pop()
-    plain = "127.0.0.1" if family == "mapped" else LOOPBACK[family]
+    names = {plain_loopback(family): LOOPBACK[family]}
+    if (where, family) == ("any", "dual"):
+        names["127.0.0.1"] = LOOPBACK["mapped"]
     for server in servers:
         serve(server, protocol, family, address)
         assert server.do("s.getsockname()")[:2] == [address, PORT]
-    for server, where in zip(servers, places, strict=True):
-        client = place.unconfined() if where is None else place.inside(where)
-        source, local = reaches(client, server, protocol, plain)
-        assert source == LOOPBACK[family]
-        if protocol == "tcp":
-            assert local == LOOPBACK[family]
-            assert client.do("shown") == [plain, [plain, PORT]]
+    for server, confined in zip(servers, places, strict=True):
+        client = place.unconfined() if confined is None else place.inside(confined)
+        for plain, shown in names.items():
+            source, local = reaches(client, server, protocol, plain)
+            assert source == shown
+            if protocol == "tcp":
+                assert local == shown
+                assert client.do("shown") == [plain, [plain, PORT]]
 
 
+@shows("loopback", 6)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_loopback_of_others_is_not_reached(
     place: Lab, one: Context, other: Context, protocol: str, family: str
 ) -> None:
-    plain = "127.0.0.1" if family == "mapped" else LOOPBACK[family]
+    plain = plain_loopback(family)
     serve(place.inside(one), protocol, family, LOOPBACK[family])
     assert refuses(place.inside(other), protocol, plain) == "ECONNREFUSED"
     assert refuses(place.unconfined(), protocol, plain) == "ECONNREFUSED"
-    serve(place.unconfined(), protocol, family, LOOPBACK[family], options="")
+    serve(place.unconfined(), protocol, family, LOOPBACK[family])
     assert refuses(place.inside(other), protocol, plain) == "ECONNREFUSED"
 
 
@@ -463,7 +498,7 @@ def test_other_loopback_addresses_are_the_contexts_own_too(place: Lab, one: Cont
 def test_context_of_one_family_has_both_loopbacks(place: Lab) -> None:
     confined = place.context(ip("first", 6))
     server, client, peer = place.inside(confined), place.inside(confined), place.at_peer()
-    serve(server, "tcp", "v6", "::")
+    serve(server, "tcp", "dual", "::")
     for address, seen in (("127.0.0.1", "::ffff:127.0.0.1"), ("::1", "::1")):
         assert reaches(client, server, "tcp", address) == (seen, seen)
     assert reaches(peer, server, "tcp", ip("first", 6))[1] == ip("first", 6)
@@ -497,7 +532,7 @@ def test_second_bind_fails_and_the_books_stay_true(place: Lab, one: Context) -> 
 
 def test_names_of_accepted_and_passed_sockets(place: Lab, one: Context) -> None:
     server, peer = place.inside(one), place.at_peer()
-    serve(server, "tcp", "v6", "::")
+    serve(server, "tcp", "dual", "::")
     peer.do(f"c = socket.create_connection(({ip('second', 4)!r}, {PORT}))")
     server.do("a, p = s.accept()")
     assert server.do("a.getpeername()")[:2] == [f"::ffff:{ip('second', 4, PEER)}", peer.do("c.getsockname()")[1]]
@@ -508,3 +543,7 @@ def test_context_is_read_as_it_was_made(one: Context) -> None:
     assert context.read(one.name) == one
     assert context.missing_programs(one) == ()
     assert (one.name, Path(one.cgroup)) in list(context_places.found())
+
+
+def test_every_cell_of_the_table_has_a_test() -> None:
+    assert cells.with_tests(globals().values()) == cells.ALL

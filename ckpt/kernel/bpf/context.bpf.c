@@ -210,10 +210,10 @@ INLINE __u32 inwards4(const struct config *c, __u32 v4) {
     return is_127_0_0(v4) ? (c->loopback4 & 0xffffff) | last_byte(v4) : v4;
 }
 
+INLINE int is_own_127(const struct config *c, __u32 v4) { return (v4 & 0xffffff) == (c->loopback4 & 0xffffff); }
+
 /* 127.x.y.n → 127.0.0.n */
-INLINE __u32 outwards4(const struct config *c, __u32 v4) {
-    return (v4 & 0xffffff) == (c->loopback4 & 0xffffff) ? 127 | last_byte(v4) : v4;
-}
+INLINE __u32 outwards4(const struct config *c, __u32 v4) { return is_own_127(c, v4) ? 127 | last_byte(v4) : v4; }
 
 /* Whether a port is in a range. Without branches: each would double what the verifier has to follow. */
 INLINE __u32 is_in(__u32 port, __u32 low, __u32 span) { return 1 - (((__u64)span - (__u16)(port - low)) >> 63); }
@@ -665,10 +665,9 @@ INLINE int source6(const struct config *c, const struct address *to, struct addr
 INLINE int destination4(const struct config *c, __u32 *to) {
     if (!*to)
         *to = 127 | __builtin_bswap32(1); /* 0.0.0.0 is this host */
-    if (is_127(*to) && !is_127_0_0(*to))
-        return 0;
     *to = inwards4(c, *to);
-    return 1;
+    /* That of a datagram socket which is connected to a mapped address comes by here again. */
+    return !is_127(*to) || is_own_127(c, *to);
 }
 
 struct sockaddr4 {
@@ -757,17 +756,25 @@ SEC("cgroup/connect6") int connect6(struct bpf_sock_addr *ctx) {
     return 1;
 }
 
+/*
+ * Whether the source of a datagram is what `*` became, and may be another: the program did not choose it, and no peer
+ * knows the socket by it. That of a connected one is asked for as well when it sends to a mapped address.
+ */
+INLINE int is_of_any(const struct bpf_sock *sk, const struct state *s) {
+    return s->flags & WILD && !(s->flags & PKTINFO) && sk->state != BPF_TCP_ESTABLISHED;
+}
+
 SEC("cgroup/sendmsg4") int sendmsg4(struct bpf_sock_addr *ctx) {
     struct config *c = the_config();
-    struct state *s = storage_get(&sockets, ctx->sk, 0, 0);
+    struct bpf_sock *sk = ctx->sk;
+    struct state *s = storage_get(&sockets, sk, 0, 0);
     __u32 to = ctx->user_ip4, from = ctx->msg_src_ip4;
     struct address a;
     if (!c || !destination4(c, &to))
         return refuse(ENETUNREACH);
     ctx->user_ip4 = to;
     /* A source that is not the program's own choice: none, ours, or what `*` became. */
-    if (!from || (s && s->flags & CHOSEN) ||
-        (s && s->flags & WILD && !(s->flags & PKTINFO) && from == s->primary.word[3])) {
+    if (!from || (s && s->flags & CHOSEN) || (s && from == s->primary.word[3] && is_of_any(sk, s))) {
         from = source4(c, to);
         if (!from)
             return refuse(ENETUNREACH);
@@ -782,7 +789,8 @@ SEC("cgroup/sendmsg4") int sendmsg4(struct bpf_sock_addr *ctx) {
 
 SEC("cgroup/sendmsg6") int sendmsg6(struct bpf_sock_addr *ctx) {
     struct config *c = the_config();
-    struct state *s = storage_get(&sockets, ctx->sk, 0, 0);
+    struct bpf_sock *sk = ctx->sk;
+    struct state *s = storage_get(&sockets, sk, 0, 0);
     struct address to, from;
     if (!c)
         return refuse(ENETUNREACH);
@@ -799,7 +807,7 @@ SEC("cgroup/sendmsg6") int sendmsg6(struct bpf_sock_addr *ctx) {
     from.word[2] = ctx->msg_src_ip6[2];
     from.word[3] = ctx->msg_src_ip6[3];
     if (is_any6(&from) || is_mapped(&from) || (s && s->flags & CHOSEN) ||
-        (s && s->flags & WILD && !(s->flags & PKTINFO) && is_equal(&from, &s->primary))) {
+        (s && is_equal(&from, &s->primary) && is_of_any(sk, s))) {
         if (!source6(c, &to, &from))
             return refuse(ENETUNREACH);
     } else if (is_loopback6(&from)) {
