@@ -33,18 +33,24 @@ class Group:
         number: int = 100,
         isolation: str = "netns",
         attached: bool = True,
+        link: str = "br0",
+        network: str = "",
+        gateway: str = "",
     ) -> Group:
         """Run ``command`` as a group of A's, with an address of the private network that ends in ``number``.
 
+        ``link``, ``network`` and ``gateway``: in another network, with that address (and its prefix's length) there.
         ``on``: of another host's, that then goes to A. One that is not ``attached`` has no link, until it is given one.
         """
         machines = on or machines
         prefix = machines.a.address.rpartition(".")[0]
         made = cls(machines, random_name("g"), f"{prefix}.{number}", machines.a, machines.b)
-        network = ["--isolation", isolation]
-        network += ["--link", "br0", "--address", f"{made.address}/24"] if attached else []
+        made.address = network.partition("/")[0] or made.address
+        given = ["--isolation", isolation]
+        given += ["--link", link, "--address", network or f"{made.address}/24"] if attached else []
+        given += ["--gateway", gateway] if gateway else []
         words = [one.format(address=made.address) for one in command]
-        machines.a.must("run", "--name", made.name, *network, "--clear-env", "--", *words)
+        machines.a.must("run", "--name", made.name, *given, "--clear-env", "--", *words)
         return made
 
     @property
@@ -62,7 +68,7 @@ class Group:
         """Move it by `ckpt migrate`; what that reports."""
         words = ["--host", self.there.name, "--downtime-limit", LIMIT, *self.options]
         report = self.here.must("migrate", self.name, *words, timeout=300)
-        self._moved()
+        self.moved()
         return report
 
     def carry(self) -> None:
@@ -72,9 +78,10 @@ class Group:
         assert self.name not in self.here.groups()
         self.here.must("restore", image, "--host", self.there.name, *self.options, timeout=300)
         self.here.sh(f"rm {image}")
-        self._moved()
+        self.moved()
 
-    def _moved(self) -> None:
+    def moved(self) -> None:
+        """It is on the other host now, and on no other."""
         self.here, self.there = self.there, self.here
         assert self.name not in self.there.groups()
         assert self.name in self.here.groups()
