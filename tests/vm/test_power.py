@@ -99,20 +99,21 @@ def strike(group: Group, loss: Loss) -> str:
         if loss.do == "off":
             struck.power("boot")
         elif loss.do == "cut":
+            # Until the one has gone on and the other's limit is over: it may hold what it has, for as long as it takes.
             time.sleep(PAUSE_SECONDS)
-            settled(other, struck)
+            settled(other, float(LIMIT))
             struck.power("mend")
         struck.sh("rm -f /var/lib/ckpt/struck")
-        settled(group.here, group.there)
+        settled(group.here, 2 * COMMAND_SECONDS)
     finally:
         migrate.kill()
         said = migrate.communicate()[0]
     return said
 
 
-def settled(host: Host, other: Host) -> None:
-    """Wait until no ckpt there tries any more: what it cannot bring to its end it leaves to the user."""
-    deadline = time.monotonic() + 2 * COMMAND_SECONDS
+def settled(host: Host, seconds: float) -> None:
+    """Wait until no ckpt there tries any more, or so long: what it cannot bring to its end it leaves to the user."""
+    deadline = time.monotonic() + seconds
     while host.run("pgrep -f 'fault_program .*(migrate|agent)'").status == 0 and time.monotonic() < deadline:
         time.sleep(1)
 
