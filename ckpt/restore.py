@@ -35,7 +35,7 @@ from ckpt.holding import SignalHold
 from ckpt.image import Reader
 from ckpt.image.frames import Readable
 from ckpt.incoming import ImageSource, StreamedImage
-from ckpt.kernel import adopter, arp, criu, criu_images, datagrams, host, mntns, netns, proc, sockdiag
+from ckpt.kernel import adopter, arp, criu, criu_images, datagrams, host, mntns, netns, proc, repeating, sockdiag
 from ckpt.kernel.syscalls import PR_SET_CHILD_SUBREAPER, prctl
 from ckpt.mapping import NO_MAPPING, Mapping
 from ckpt.model.checkpoint import Checkpoint, InheritedFile
@@ -52,8 +52,8 @@ from ckpt.verify import compare, misplaced
 
 _log = logging.getLogger(__name__)
 
-ANNOUNCE_AFTER = (0.0, 0.05, 0.15, 0.3, 0.5)
-"""Seconds after the cut-over at which addresses are announced: several, since any one of them may be lost."""
+ANNOUNCE_AFTER = (0.05, 0.15, 0.3, 0.5)
+"""Seconds after the first announcement at which addresses are announced again: any one of them may be lost."""
 
 
 _SPARE_BYTES = 64 * 1024 * 1024
@@ -522,13 +522,19 @@ class _Restore:
     def _announce(self) -> None:
         if not self._home.rooms and not self._confined:
             return
-        began = time.monotonic()
-        for after in ANNOUNCE_AFTER:
-            time.sleep(max(0.0, began + after - time.monotonic()))
-            if self._confined:
-                context_restore.announce(self._confined)
-            for room in self._home.rooms:
-                arp.announce(room.netns, room.network)
+        self._tell()
+        spaces = [room.netns for room in self._home.rooms]
+        try:
+            with contextlib.suppress(ProcessLookupError):
+                repeating.repeat(self._tell, ANNOUNCE_AFTER, pid=self._root, keep=spaces)
+        except OSError as error:
+            _log.warning("addresses are announced only once: %s", error.strerror)
+
+    def _tell(self) -> None:
+        if self._confined:
+            context_restore.announce(self._confined)
+        for room in self._home.rooms:
+            arp.announce(room.netns, room.network)
 
     def _undone(self, error: CkptError, images: Path) -> CkptError:
         brief = f"{self._name} could not be restored; nothing of it was left, the image is as it was"

@@ -118,7 +118,7 @@ def _helper(first: FirstProcess, report: int, go: int) -> NoReturn:
         report, go, log = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (report, go, first.log))
         netns = None if first.netns is None else fcntl.fcntl(first.netns, fcntl.F_DUPFD_CLOEXEC, 10)
         null = fcntl.fcntl(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), fcntl.F_DUPFD_CLOEXEC, 10)
-        _close_all_but({0, 1, 2, report, go, log, null} | ({netns} if netns is not None else set()))
+        close_all_but({0, 1, 2, report, go, log, null} | ({netns} if netns is not None else set()))
         _reset_signals()
         if netns is not None:
             stage = "setns"
@@ -193,7 +193,8 @@ def _reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
-def _close_all_but(kept: set[int]) -> None:
+def close_all_but(kept: set[int]) -> None:
+    """Close every descriptor of this process that is not ``kept``."""
     for name in os.listdir("/proc/self/fd"):
         if int(name) not in kept:
             with contextlib.suppress(OSError):

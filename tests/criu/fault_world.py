@@ -76,7 +76,7 @@ def made_world(directory: Path, make: Maker) -> Iterator[World]:
     """A world below ``directory``, with a registry, logs and images of its own; nothing of it is left."""
     with pytest.MonkeyPatch.context() as patch:
         # The lab is quiet, and nobody else is on the segment.
-        patch.setattr(restore, "ANNOUNCE_AFTER", (0.0,))
+        patch.setattr(restore, "ANNOUNCE_AFTER", ())
         patch.setattr(host, "PROBE_SECONDS", 0.05)
         for name, variable in (("state", "CKPT_STATE_DIR"), ("logs", "CKPT_LOG_DIR"), ("images", "")):
             (directory / name).mkdir(mode=0o700)

@@ -245,7 +245,9 @@ def test_restore_announces_each_address_five_times(start: Starter) -> None:
     group.dump()
     with capturing() as capture:
         group.restore()
+        # Nobody waits for the later ones.
+        time.sleep(ANNOUNCE_AFTER[-1] + 1)
     told = Counter(capture.announced)
-    assert len(ANNOUNCE_AFTER) == 5
+    assert len(ANNOUNCE_AFTER) == 4
     bridge = group.segment.bridge
     assert [told[bridge, address] for address in (group.addresses.v4, group.addresses.v6)] == [5, 5]

@@ -34,7 +34,7 @@ def hurry() -> None:
     from ckpt.kernel import host
     from ckpt.remote import ssh
 
-    restore.ANNOUNCE_AFTER = restore.ANNOUNCE_AFTER[:1]  # type: ignore[assignment]
+    restore.ANNOUNCE_AFTER = ()  # type: ignore[assignment]
     host.PROBE_SECONDS = 0.05
     migrate.RETRY_SECONDS = 1.0
     migrate.RESULT_SECONDS = 5.0
