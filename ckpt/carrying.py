@@ -20,7 +20,7 @@ import enum
 import os
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from ckpt.errors import NotFoundError, UsageError
@@ -31,6 +31,7 @@ from ckpt.model.carried import MEMBER_PREFIX, CarriedFile, is_out_of_bounds
 from ckpt.model.checkpoint import CriuNotes
 from ckpt.model.process import FileKind, MountPlace, OpenFile, Process
 from ckpt.model.socket import Socket
+from ckpt.records import dataclass
 from ckpt.revalidate.needs import is_named, on_target
 
 MIB = 1 << 20

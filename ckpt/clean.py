@@ -17,7 +17,6 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from ckpt.image import Reader
 from ckpt.image.publish import PARTIAL
 from ckpt.kernel import carried, datagrams, ending, link_remaps, lock, mntns, netns, outside, proc, remains, takedown
 from ckpt.model.checkpoint import ConnectedDatagram
+from ckpt.records import dataclass
 from ckpt.registry import OperationEntry
 
 CRIU_SECONDS = 15.0

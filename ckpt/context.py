@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ckpt import registry
@@ -22,6 +22,7 @@ from ckpt.kernel import context as kernel
 from ckpt.kernel.context_sockets import ContextSocket
 from ckpt.kernel.enter import run_inside as enter_namespaces
 from ckpt.model.context import MOST_ADDRESSES, Context, Limits, Member, merged, parse_set
+from ckpt.records import dataclass
 from ckpt.registry import GroupEntry
 
 SEMANTIC_5 = (

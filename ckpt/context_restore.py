@@ -15,7 +15,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ckpt import context, context_record, registry
@@ -32,6 +32,7 @@ from ckpt.model.network import Address, Link, Network
 from ckpt.model.process import Process
 from ckpt.model.socket import Socket
 from ckpt.rebuild import Home
+from ckpt.records import dataclass
 from ckpt.revalidate.context import Placing, place
 
 _log = logging.getLogger(__name__)

@@ -19,13 +19,13 @@ import enum
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.network import MAIN_TABLE, ConntrackEntry, FlowTuple, Network, Route
 from ckpt.model.process import Process
 from ckpt.model.socket import Socket
+from ckpt.records import dataclass
 
 
 class Change(enum.StrEnum):

@@ -22,7 +22,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ckpt import carrying, context, context_record, forecast, held, registry, spaces
@@ -53,6 +53,7 @@ from ckpt.model.process import GroupFacts, Isolation, Process
 from ckpt.model.socket import Socket
 from ckpt.orphans import wait_for_end
 from ckpt.pins import pinned
+from ckpt.records import dataclass
 from ckpt.silence import deliver, scope_of, settle
 from ckpt.spaces import NETNS_KEY
 from ckpt.turns import Turn

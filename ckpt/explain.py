@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt import registry
 from ckpt.kernel import criu
 from ckpt.model.criu_log import decisive_line
+from ckpt.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

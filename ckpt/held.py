@@ -12,12 +12,12 @@ import contextlib
 import json
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt import registry
 from ckpt.errors import NotFoundError
 from ckpt.kernel import lock, netns
+from ckpt.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

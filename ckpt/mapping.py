@@ -16,10 +16,10 @@ import itertools
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NoReturn
 
 from ckpt.errors import UsageError
+from ckpt.records import dataclass
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Ip = ipaddress.IPv4Address | ipaddress.IPv6Address

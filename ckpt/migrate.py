@@ -16,7 +16,6 @@ import ipaddress
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt import arrival, carrying, live, migrations, sections
@@ -40,6 +39,7 @@ from ckpt.mapping import NO_MAPPING, Mapping
 from ckpt.migrations import Migration, Role, State, Task
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.finding import Finding, Severity, refuse_blocked
+from ckpt.records import dataclass
 from ckpt.registry import start_time
 from ckpt.remote import messages, ssh
 from ckpt.remote.host import SshHost

@@ -20,7 +20,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ckpt.dump import IMAGES
 from ckpt.errors import CkptError, NotFoundError, RefusedError, StorageError
 from ckpt.kernel import durable, ending, proc, takedown
 from ckpt.model.process import FileKind
+from ckpt.records import dataclass
 
 POLL_SECONDS = 0.05
 

@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from ckpt.dump import IMAGES
@@ -23,6 +23,7 @@ from ckpt.errors import StorageError
 from ckpt.kernel import durable
 from ckpt.kernel.carried import Making
 from ckpt.migrations import boot_id
+from ckpt.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

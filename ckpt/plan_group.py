@@ -10,12 +10,13 @@ namespace whose turn has not come. Pure.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from ckpt.errors import UnsupportedError
 from ckpt.model.network import PAIRED, Link, Network, Place
 from ckpt.plan import lowest_first, names_by_index, plan_network, ring_ports
 from ckpt.plan.steps import BringUp, MakeLink, PlaceCounterpart, Step
+from ckpt.records import dataclass
 
 Node = tuple[str, str]
 """A link of the group: the key of its namespace, and its name."""

@@ -14,7 +14,6 @@ import dataclasses
 import os
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ckpt import registry
 from ckpt.errors import CkptError
@@ -25,6 +24,7 @@ from ckpt.model.checkpoint import Checkpoint, NestedNetwork
 from ckpt.model.network import PAIRED, Counterpart, Link, Network, Place
 from ckpt.pins import pinned
 from ckpt.plan_group import plan_networks
+from ckpt.records import dataclass
 from ckpt.silence import scope_of
 from ckpt.spaces import NETNS_KEY
 

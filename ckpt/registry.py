@@ -22,13 +22,14 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from ckpt.errors import ExistsError, NotFoundError, PermissionDeniedError, StorageError
 from ckpt.kernel.procfs import read_stat
+from ckpt.records import dataclass
 
 # The depth to which this process holds the lock: `add` locks for itself, and `run` locks round several steps. The
 # lock of the file is the process's, so that its threads take turns by one of their own.

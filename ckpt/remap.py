@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 
 from ckpt.errors import RefusedError
 from ckpt.kernel.criu_images import Renaming
@@ -26,6 +25,7 @@ from ckpt.model.finding import Finding, Severity
 from ckpt.model.network import Network
 from ckpt.model.process import Isolation
 from ckpt.model.socket import IPPROTO_TCP, IPPROTO_UDP, Endpoint, Socket
+from ckpt.records import dataclass
 from ckpt.remap_context import remap_context
 from ckpt.remap_findings import check_networks, check_sockets, describe, listed
 from ckpt.remap_network import map_port, remap_network

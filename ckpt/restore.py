@@ -23,7 +23,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt import context_findings, context_restore, held, placing, registry, sections
@@ -45,6 +44,7 @@ from ckpt.model.process import FileKind
 from ckpt.orphans import are_pids_taken, killed_on_failure
 from ckpt.placed import Journal
 from ckpt.rebuild import Home, rebuild
+from ckpt.records import dataclass
 from ckpt.remap import Remapped, remap
 from ckpt.revalidate import needs_of, revalidate
 from ckpt.revalidate.context import Placing, check_answers, on_host, with_places

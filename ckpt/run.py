@@ -21,7 +21,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,6 +31,7 @@ from ckpt.kernel import context_bounds, netns, spawn, syscalls
 from ckpt.kernel.ending import end_tree
 from ckpt.model.groupspec import GroupSpec, LinkKind, check_spec
 from ckpt.model.process import Isolation
+from ckpt.records import dataclass
 from ckpt.registry import GroupEntry, Operation
 from ckpt.runcontext import Confinement, confine
 from ckpt.runnetwork import Attachment, attach, require_addresses_free

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckpt import context, registry
 from ckpt.errors import ExistsError, NotFoundError
@@ -20,6 +20,7 @@ from ckpt.kernel.spawn import Bounds
 from ckpt.model.context import Member, parse_set
 from ckpt.model.groupspec import GroupSpec
 from ckpt.model.network import Address, Link, Network
+from ckpt.records import dataclass
 from ckpt.registry import Operation
 
 _log = logging.getLogger(__name__)

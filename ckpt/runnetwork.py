@@ -11,7 +11,6 @@ import ipaddress
 import logging
 import secrets
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from ckpt import registry
 from ckpt.errors import ExistsError, NetworkError, NotFoundError
@@ -19,6 +18,7 @@ from ckpt.kernel import apply, arp, outside, rtnl
 from ckpt.model.groupspec import GroupSpec, LinkKind, parse_address, wanted_network
 from ckpt.model.process import Isolation
 from ckpt.plan import plan_network
+from ckpt.records import dataclass
 from ckpt.registry import Operation
 from ckpt.stop import release_bridge
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt.errors import CkptError, NetworkError
@@ -18,6 +17,7 @@ from ckpt.model.checkpoint import NestedNetwork
 from ckpt.model.network import Network
 from ckpt.model.process import GroupFacts, Isolation, Process
 from ckpt.model.socket import Socket
+from ckpt.records import dataclass
 
 NETNS_KEY = "ckpt-netns"
 """The key of the root task's namespace; the others are numbered."""

@@ -7,10 +7,9 @@ and a group that ended by itself leave the same things, so both end here as well
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ckpt import context, registry
 from ckpt.kernel import ending, outside
+from ckpt.records import dataclass
 from ckpt.registry import GroupEntry
 
 

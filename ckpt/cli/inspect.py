@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from ckpt.cli import render
 from ckpt.cli.options import common, settings
 from ckpt.model.network import LOCAL_TABLE
 from ckpt.model.process import FileKind
+from ckpt.records import dataclass
 
 if TYPE_CHECKING:
     from ckpt.image import FileInfo, Header

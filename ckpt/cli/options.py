@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from ckpt.errors import PermissionDeniedError
+from ckpt.records import dataclass
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

@@ -7,9 +7,10 @@ hint. A ``Place`` is carried along while reading, so that every message names th
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckpt.errors import ImageError
+from ckpt.records import dataclass
 
 
 class Defect(enum.StrEnum):

@@ -9,13 +9,14 @@ Whether frames follow each other as they must is the ledger's business.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from ckpt.errors import ImageError, StorageError
 from ckpt.image import layout, schema, wire
 from ckpt.image.defect import Defect, Place
 from ckpt.image.layout import DIGEST_PREFIX, DIGEST_SIZE, PAYLOAD_PREFIX, TRAILER_PREFIX, TRAILER_SIZE, Head, Header
+from ckpt.records import dataclass
 
 if TYPE_CHECKING:
     from hashlib import blake2b

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
+
+from ckpt.records import dataclass
 
 if TYPE_CHECKING:
     from hashlib import blake2b

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 from ckpt.image import layout
@@ -27,6 +27,7 @@ from ckpt.image.layout import (
     SectionHead,
     Summary,
 )
+from ckpt.records import dataclass
 
 if TYPE_CHECKING:
     from hashlib import blake2b

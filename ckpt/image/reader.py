@@ -14,7 +14,6 @@ import os
 import stat
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -28,6 +27,7 @@ from ckpt.image.frames import Frame, FrameReader, Source, Trailer, describe, par
 from ckpt.image.layout import ChunkHead, FileEntry, Index, IndexHead, SectionHead, Summary
 from ckpt.image.ledger import check_file_name, check_section_name, unpack_offsets
 from ckpt.image.stream import FileData, Sections, StreamReader, decode_map
+from ckpt.records import dataclass
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

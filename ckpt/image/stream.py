@@ -13,7 +13,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from ckpt.errors import CkptError
@@ -34,6 +33,7 @@ from ckpt.image.layout import (
     Summary,
 )
 from ckpt.image.ledger import Ledger
+from ckpt.records import dataclass
 
 _T = TypeVar("_T")
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ckpt.errors import NetworkError
 from ckpt.kernel import rtnl_links
 from ckpt.kernel.netlink import KernelRefusal, Netlink
 from ckpt.kernel.rtnl_links import RawLink
+from ckpt.records import dataclass
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ import os
 import platform
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from ckpt.records import dataclass
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280, "ppc64le": 361, "s390x": 351, "riscv64": 280}
 

@@ -11,11 +11,12 @@ import functools
 import lzma
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from ckpt.kernel import bpf_calls
 from ckpt.kernel.bpf_calls import MapShape
+from ckpt.records import dataclass
 
 PATH = Path(__file__).parent / "bpf" / "context.bpf.o.xz"
 

@@ -16,7 +16,6 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt.errors import ExistsError, RestoreError, StorageError
@@ -24,6 +23,7 @@ from ckpt.kernel import digests, durable
 from ckpt.kernel.files import device_name
 from ckpt.model.carried import CarriedFile
 from ckpt.model.process import FileKind
+from ckpt.records import dataclass
 
 _CHUNK = 1 << 20
 _KINDS = {stat.S_IFREG: FileKind.REGULAR, stat.S_IFDIR: FileKind.DIRECTORY, stat.S_IFLNK: FileKind.SYMLINK}

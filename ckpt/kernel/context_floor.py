@@ -18,13 +18,13 @@ import contextlib
 import os
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt.errors import UnsupportedError
 from ckpt.kernel import bpf_calls, bpf_object, cgroup2, context_steer, netns, outside, syscalls
 from ckpt.kernel.bpf_object import KINDS
 from ckpt.kernel.outside import OutsideLink
+from ckpt.records import dataclass
 
 _LOOKUP, _STEER = "floor/lookup", "floor/steer"
 _LOOKUP_NAME = "ckpt_lookup"

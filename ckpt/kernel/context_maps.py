@@ -9,9 +9,9 @@ from __future__ import annotations
 import ipaddress
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from ckpt.model.context import MOST_RANGES, Context, Member, PortRange
+from ckpt.records import dataclass
 
 MOST = 18
 WILD4, WILD6 = 1, 2

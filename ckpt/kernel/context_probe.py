@@ -11,13 +11,13 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from ckpt.errors import CkptError
 from ckpt.kernel import bpf_calls, bpf_object, cgroup2, context_places, context_steer, netns
 from ckpt.kernel.bpf_object import KINDS
+from ckpt.records import dataclass
 
 _INSTRUCTION = struct.Struct("=BBhi")
 _LO = 1

@@ -12,7 +12,6 @@ import re
 import socket
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt.errors import UnsupportedError
@@ -20,6 +19,7 @@ from ckpt.kernel.diag import SOCK_DIAG_BY_FAMILY, TCP_STATES
 from ckpt.kernel.netlink import KernelRefusal, Netlink, number, parse
 from ckpt.model.context import Context
 from ckpt.model.socket import IPPROTO_TCP, IPPROTO_UDP, Endpoint
+from ckpt.records import dataclass
 
 _SOCK_DIAG = 4
 _SOCK_DESTROY = 21

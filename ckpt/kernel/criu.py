@@ -25,13 +25,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from ckpt.errors import CkptError, NotFoundError, UnsupportedError
 from ckpt.kernel import syscalls
 from ckpt.kernel.proc import tree_pids
+from ckpt.records import dataclass
 
 PREFIX = Path("/opt/ckpt/criu")
 """Where `scripts/install-criu` unpacks a CRIU of its own when the distribution's does not fit the running kernel."""

@@ -10,13 +10,13 @@ import os
 import struct
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ckpt.kernel.criu import Criu
 from ckpt.kernel.netlink import ip_bytes, ip_text
 from ckpt.model.socket import IPPROTO_TCP, IPPROTO_UDP, Endpoint, Socket
+from ckpt.records import dataclass
 
 FILES = "files.img"
 """Every open file of every process, one entry each (images/fdinfo.proto)."""

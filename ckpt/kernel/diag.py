@@ -13,10 +13,10 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ckpt.kernel import netns as namespaces
 from ckpt.model.socket import IPPROTO_TCP, Endpoint
+from ckpt.records import dataclass
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20

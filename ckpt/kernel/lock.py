@@ -29,10 +29,10 @@ import select
 import subprocess
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from ckpt.errors import NetworkError, NotFoundError
 from ckpt.kernel.run import CommandError, run, start
+from ckpt.records import dataclass
 
 MARK = 0xC114
 """The packet mark of CRIU's own repair packets (SOCCR_MARK in CRIU's soccr.h)."""

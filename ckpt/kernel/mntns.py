@@ -18,7 +18,6 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt.errors import RefusedError, UnsupportedError
@@ -26,6 +25,7 @@ from ckpt.kernel import syscalls
 from ckpt.kernel.procfs import read_text
 from ckpt.model.checkpoint import InheritedFile, Mount
 from ckpt.model.process import FileKind, Process
+from ckpt.records import dataclass
 
 _CLONE_FS = 0x200
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import ctypes
 import socket
 import struct
-from dataclasses import dataclass
 
 from ckpt.kernel import netns as namespaces
 from ckpt.kernel.procfs import read_text
+from ckpt.records import dataclass
 
 MCAST_MSFILTER = 48
 ALWAYS_JOINED = frozenset({"224.0.0.1", "ff01::1", "ff02::1"})

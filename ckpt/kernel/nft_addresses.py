@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from ckpt.kernel import netlink
 from ckpt.kernel.netlink import attribute, number, pairs, parse
 from ckpt.model.network import NftObject
+from ckpt.records import dataclass
 
 Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network

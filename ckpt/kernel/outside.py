@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckpt.errors import NetworkError
 from ckpt.kernel import netlink, rtnl_addresses, rtnl_link_changes, rtnl_links
 from ckpt.kernel.netlink import KernelRefusal, Netlink
 from ckpt.model.network import Address, Link
+from ckpt.records import dataclass
 
 _IFLA_MASTER = 10
 _IFLA_IFALIAS = 20

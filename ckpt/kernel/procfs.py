@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from ckpt.kernel.files import FileReader, read_executable, read_link, text
 from ckpt.model.process import Memory, Process, Thread
+from ckpt.records import dataclass
 
 PF_EXITING = 0x0000_0004
 PF_KTHREAD = 0x0020_0000

@@ -13,11 +13,11 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt.kernel import syscalls
 from ckpt.kernel.procfs import PF_EXITING, parse_status, read_stat, read_text
+from ckpt.records import dataclass
 
 STUCK_SECONDS = 2.0
 """A CRIU whose ckpt is gone never sleeps for that long: who would answer it, or wake it?"""

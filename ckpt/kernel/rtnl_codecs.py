@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from ckpt.kernel import netlink
+from ckpt.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ import errno
 import functools
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from ckpt.kernel import netlink, rtnl_bridge_options, rtnl_codecs, rtnl_kinds
 from ckpt.kernel.layouts import Layouts
@@ -46,6 +45,7 @@ from ckpt.kernel.rtnl_link_numbers import (
 from ckpt.model.network import Counterpart, Link, Place, Unread
 from ckpt.model.plenty import in_plenty
 from ckpt.model.travel import TUNNELS
+from ckpt.records import dataclass
 
 _RTM_GETLINK = 18
 _RTM_GETNSID = 90

@@ -22,13 +22,14 @@ import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NoReturn
 
 from ckpt.errors import CkptError, NotFoundError, PermissionDeniedError, UnsupportedError
 from ckpt.kernel import syscalls
 from ckpt.kernel.proc import children
 from ckpt.kernel.procfs import read_stat
+from ckpt.records import dataclass
 
 # include/linux/sched.h, PF_FORKNOEXEC: forked, but did not exec yet.
 _FORKED_NOT_EXECUTED = 0x40

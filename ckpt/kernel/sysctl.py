@@ -13,11 +13,11 @@ import errno
 import functools
 import os
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
 
 from ckpt.errors import NetworkError
 from ckpt.kernel import devconf
 from ckpt.kernel.netns import create, entered
+from ckpt.records import dataclass
 
 _ROOT = "/proc/sys"
 _DEVICE_TREES = ("net/ipv4/conf", "net/ipv6/conf", "net/ipv4/neigh", "net/ipv6/neigh", "net/mpls/conf")

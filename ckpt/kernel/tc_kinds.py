@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from ckpt.kernel.netlink import NLA_F_NESTED, attribute, number, pairs, parse, text, u32
 from ckpt.kernel.rewriting import Change, each, rewrite
 from ckpt.kernel.tc_tables import damping_table
+from ckpt.records import dataclass
 
 CLASSES = frozenset({"htb", "hfsc", "drr", "qfq"})
 """The disciplines whose classes are made one by one; those of all others come with the discipline."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import enum
 import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ckpt.model.process import FileKind
+from ckpt.records import dataclass
 
 MEMBER_PREFIX = "carried-"
 """What the names of files in an image begin with that hold the content of carried ones."""

@@ -10,7 +10,6 @@ CRIU.
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
 
 from ckpt.model.carried import CarriedFile
 from ckpt.model.context import MOST_ADDRESSES, MOST_RANGES, Member
@@ -18,6 +17,7 @@ from ckpt.model.host import HostFacts
 from ckpt.model.network import Network
 from ckpt.model.process import Isolation, Process
 from ckpt.model.socket import Socket
+from ckpt.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckpt.errors import UsageError
+from ckpt.records import dataclass
 
 MOST_ADDRESSES = 16
 MOST_RANGES = 4

@@ -9,8 +9,9 @@ as read; they are matched by the part that has not changed for years. Pure: a te
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from ckpt.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

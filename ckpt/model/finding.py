@@ -7,9 +7,9 @@ how grave it is, what it speaks of, why, and what to do.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
 from ckpt.errors import RefusedError
+from ckpt.records import dataclass
 
 
 class Severity(enum.StrEnum):

@@ -6,7 +6,7 @@ their type (``mpls``, ``ip``, ``ip6``, ``seg6`` …).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ckpt.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

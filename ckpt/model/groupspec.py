@@ -10,13 +10,14 @@ import enum
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NoReturn
 
 from ckpt.errors import UsageError
 from ckpt.model.context import Limits, parse_set
 from ckpt.model.network import Address, Counterpart, Link, Network, Place, Route
 from ckpt.model.process import Isolation
+from ckpt.records import dataclass
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 """A group's name is its hostname, a file name and part of messages: 63 characters fit into all of them."""

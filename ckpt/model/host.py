@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ckpt.model.network import Address, Link
 from ckpt.model.process import FileKind
 from ckpt.model.socket import Endpoint
+from ckpt.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

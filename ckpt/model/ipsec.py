@@ -9,9 +9,10 @@ Limits are those of the kernel, in bytes, packets and seconds; 2^64-1 is no limi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ckpt.model.secret import Secret
+from ckpt.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

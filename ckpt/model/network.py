@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ckpt.model.bridging import NO_BRIDGING, Bridging
 from ckpt.model.encapsulation import FouPort, IsatapRouter
@@ -25,6 +25,7 @@ from ckpt.model.ipsec import NO_IPSEC, Ipsec
 from ckpt.model.teaming import Team
 from ckpt.model.traffic import NO_TRAFFIC, Traffic
 from ckpt.model.wireguard import WireguardDevice
+from ckpt.records import dataclass
 
 FALLBACK_DEVICES: Mapping[str, str] = {
     "tunl0": "ipip",

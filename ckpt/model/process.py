@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ckpt.model.socket import Socket
+from ckpt.records import dataclass
 
 
 class FileKind(enum.StrEnum):

@@ -7,7 +7,7 @@ them after a restore. Families, types and states go by the kernel's names in low
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ckpt.records import dataclass
 
 IPPROTO_TCP = 6
 IPPROTO_UDP = 17

@@ -10,7 +10,7 @@ The disciplines that the kernel attaches by itself have no handle and are no rec
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ckpt.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

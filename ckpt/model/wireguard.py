@@ -8,10 +8,10 @@ ends agree on new session keys by themselves.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
 from ckpt.model.secret import Secret
 from ckpt.model.socket import Endpoint
+from ckpt.records import dataclass
 
 
 class Carrier(enum.StrEnum):

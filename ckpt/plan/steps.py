@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from ckpt.model.bridging import Bridging
 from ckpt.model.encapsulation import FouPort, IsatapRouter
@@ -24,6 +23,7 @@ from ckpt.model.network import (
 from ckpt.model.teaming import Team
 from ckpt.model.traffic import Traffic
 from ckpt.model.wireguard import WireguardDevice
+from ckpt.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +22,7 @@ from ckpt.handover import Destination, write_all
 from ckpt.image.frames import Readable
 from ckpt.mapping import NO_MAPPING, Mapping
 from ckpt.model.finding import Finding
+from ckpt.records import dataclass
 from ckpt.remote import messages, ssh
 from ckpt.remote.messages import CleanedThing, GroupStatus
 from ckpt.remote.protocol import Channel, ChannelClosedError, Data, failed

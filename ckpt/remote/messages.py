@@ -9,10 +9,10 @@ types that an image's records may have, so that the image's own schema checks ev
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
 from ckpt.mapping import NO_MAPPING, Mapping
 from ckpt.model.finding import Finding
+from ckpt.records import dataclass
 from ckpt.registry import GroupEntry
 
 PROTOCOL = 2

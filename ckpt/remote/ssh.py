@@ -16,9 +16,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ckpt.errors import PermissionDeniedError, RemoteError, UnsupportedError, UsageError
+from ckpt.records import dataclass
 from ckpt.remote.messages import Hello
 from ckpt.remote.protocol import Channel, ChannelClosedError, ChannelTimeoutError
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 
 from ckpt.model.checkpoint import Checkpoint, ContextRecord, PlacedAddress
 from ckpt.model.confined import as_on_host
@@ -20,6 +19,7 @@ from ckpt.model.host import LinkFacts, Probe, TargetFacts
 from ckpt.model.network import Address
 from ckpt.model.process import Isolation
 from ckpt.model.socket import Socket
+from ckpt.records import dataclass
 from ckpt.revalidate.verdict import block, ok
 
 

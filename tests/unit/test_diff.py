@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from ckpt.model.network import (
 )
 from ckpt.model.process import FileKind, Isolation, Memory, Thread
 from ckpt.model.socket import Endpoint, Owner
+from ckpt.records import dataclass
 from tests.unit import group_facts
 
 ETH0 = Link(ifname="eth0", kind="veth", ifindex=2, mtu=1500, counterpart=Counterpart(ifname="ckpt1", ifindex=9))

@@ -1,7 +1,8 @@
 """Who may import whom: the dependency direction, read from the sources.
 
-cli → run, dump, restore, clean … → {image, kernel, plan, check, revalidate} → model → errors. ``image`` and ``kernel``
-never import each other, what is pure imports no layer that acts, and only the command line knows of printing.
+cli → run, dump, restore, clean … → {image, kernel, plan, check, revalidate} → model → errors, records. ``image`` and
+``kernel`` never import each other, what is pure imports no layer that acts, and only the command line knows of
+printing.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ PACKAGE = Path(ckpt.__file__).parent
 
 # A module's layer is the first part of its name below ckpt. `engine` stands for every top-level module that is not
 # named here: it reads like prose and may use everything but the command line.
-LAYERS = {"cli", "image", "kernel", "model", "errors", "plan", "diff", "check", "revalidate"}
-PURE = {"errors", "model"}
+LAYERS = {"cli", "image", "kernel", "model", "errors", "records", "plan", "diff", "check", "revalidate"}
+PURE = {"errors", "records", "model"}
 ALLOWED = {
     "errors": set(),
-    "model": {"errors"},
+    "records": set(),
+    "model": {"errors", "records"},
     "image": PURE,
     "kernel": PURE | {"plan"},  # kernel.apply carries out the plan's steps
     "plan": PURE,
