@@ -15,7 +15,9 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn
 
 from ckpt.kernel import syscalls
-from ckpt.kernel.spawn import close_all_but
+
+NAME = "ckpt-again"
+"""What such a process is called; it is in the way of nothing, since it ends with the process that it is for."""
 
 
 def repeat(act: Callable[[], None], after: Sequence[float], *, pid: int, keep: Collection[int] = ()) -> None:
@@ -41,6 +43,8 @@ def _become_nobodys(act: Callable[[], None], times: Sequence[float], subject: in
     """The forked child's whole life, and its child's."""
     with contextlib.suppress(BaseException):
         if os.fork() == 0:
+            with open("/proc/self/comm", "w", encoding="ascii") as name:
+                name.write(NAME)
             os.setsid()
             close_all_but(keep)
             os.chdir("/")
@@ -55,3 +59,11 @@ def _do(act: Callable[[], None], times: Sequence[float], subject: int) -> None:
         if poll.poll(max(0.0, at - time.monotonic()) * 1000):
             return
         act()
+
+
+def close_all_but(kept: set[int]) -> None:
+    """Close every descriptor of this process that is not ``kept``."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in kept:
+            with contextlib.suppress(OSError):
+                os.close(int(name))

@@ -29,6 +29,7 @@ from ckpt.errors import CkptError, NotFoundError, PermissionDeniedError, Unsuppo
 from ckpt.kernel import syscalls
 from ckpt.kernel.proc import children
 from ckpt.kernel.procfs import read_stat
+from ckpt.kernel.repeating import close_all_but
 from ckpt.records import dataclass
 
 # include/linux/sched.h, PF_FORKNOEXEC: forked, but did not exec yet.
@@ -192,14 +193,6 @@ def _reset_signals() -> None:
         with contextlib.suppress(OSError, ValueError):
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-
-
-def close_all_but(kept: set[int]) -> None:
-    """Close every descriptor of this process that is not ``kept``."""
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) not in kept:
-            with contextlib.suppress(OSError):
-                os.close(int(name))
 
 
 def _wait_until_command_runs(pid: int, launcher: str | None) -> int | None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from ckpt.errors import NotFoundError
-from ckpt.kernel import diag, probe, sockdiag, syscalls
+from ckpt.kernel import diag, probe, repeating, sockdiag, syscalls
 from ckpt.kernel import netns as namespaces
 from ckpt.kernel.files import read_link
 from ckpt.kernel.procfs import read_namespaces, read_stat, read_text
@@ -187,7 +187,7 @@ class _Foreign:
 
     def _scan(self, pid: int) -> None:
         line = read_stat(pid)
-        if line is None:
+        if line is None or line.name == repeating.NAME:
             return
         self._names[pid] = line.name
         try:

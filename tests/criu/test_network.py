@@ -251,3 +251,9 @@ def test_restore_announces_each_address_five_times(start: Starter) -> None:
     assert len(ANNOUNCE_AFTER) == 4
     bridge = group.segment.bridge
     assert [told[bridge, address] for address in (group.addresses.v4, group.addresses.v6)] == [5, 5]
+
+
+def test_dump_does_not_mind_that_addresses_are_still_announced(start: Starter) -> None:
+    group = start(["sleep", "infinity"])
+    group.round_trip()
+    assert group.dump().warnings == ()
