@@ -6,6 +6,7 @@ addresses, and dual-stack ones; bound to an address, to `*`, or to the loopback 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -237,36 +238,61 @@ def test_any_without_a_port_gets_one_and_answers_on_every_address(place: Lab, on
         assert agent.do("s.accept()[0].recv(9)" if protocol == "tcp" else "s.recv(9)") == "x"
 
 
-def test_reuseport_group_is_one_on_every_address(place: Lab, one: Context) -> None:
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_reuseport_group_is_one_on_every_address(place: Lab, one: Context, protocol: str) -> None:
     agent, second, peer = place.inside(one), place.inside(one), place.at_peer()
     share = "s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)"
-    serve(agent, "tcp", "v4", "", options=share)
-    serve(second, "tcp", "v4", "", options=share)
+    serve(agent, protocol, "v4", "", options=share)
+    serve(second, protocol, "v4", "", options=share)
     stranger = place.inside(one)
-    stranger.do(make("tcp", "v4"))
+    stranger.do(make(protocol, "v4"))
     assert stranger.fails(f"s.bind(('', {PORT}))") == "EADDRINUSE"
     for who in (agent, second):
         who.do("s.setblocking(False)")
     for which in ("first", "second"):
         for _ in range(40):
-            peer.do(f"socket.create_connection(({ip(which, 4)!r}, {PORT})).close()")
-    counts = [who.do(_ACCEPT_ALL) or who.do("len(got)") for who in (agent, second)]
-    assert sum(counts) == 80
-    assert all(counts), counts
+            peer.do(f"c = socket.socket(type={kind(protocol)})")
+            peer.do(f"c.connect(({ip(which, 4)!r}, {PORT})); c.send({which.encode()!r}); c.close()")
+        counts = [who.do(_TAKE_ALL) or who.do("len(got)") for who in (agent, second)]
+        assert sum(counts) == 40
+        assert all(counts), counts
     agent.do("s.close()")  # the other one goes on alone
     second.do("s.setblocking(True); s.settimeout(5)")
     for which in ("first", "second"):
-        reaches(peer, second, "tcp", ip(which, 4))
+        reaches(peer, second, protocol, ip(which, 4))
 
 
-_ACCEPT_ALL = """
+_TAKE_ALL = """
 got = []
 while True:
     try:
-        got.append(s.accept())
+        got.append(s.accept() if s.type == socket.SOCK_STREAM else s.recv(9))
     except BlockingIOError:
         break
 """
+
+
+@pytest.mark.parametrize("option", ["SO_REUSEADDR", "SO_REUSEPORT"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_ports_are_shared_as_they_are_outside(place: Lab, one: Context, protocol: str, option: str) -> None:
+    """Each has the option, has it not, or has it no more; the first listens or does not."""
+
+    def outcomes(agent: Agent, address: str) -> list[str]:
+        found = []
+        for first, second, listening in itertools.product((1, 0), ((1,), (), (1, 0)), (False, protocol == "tcp")):
+            agent.do(make(protocol, "v4", "a") + f"; a.setsockopt(socket.SOL_SOCKET, socket.{option}, {first})")
+            agent.do(f"a.bind(({address!r}, {PORT})); {'a.listen()' if listening else ''}")
+            agent.do(make(protocol, "v4", "b"))
+            for value in second:
+                agent.do(f"b.setsockopt(socket.SOL_SOCKET, socket.{option}, {value})")
+            found.append(agent.fails(f"b.bind(({address!r}, {PORT}))"))
+            agent.do("a.close(); b.close()")
+        return found
+
+    expected = outcomes(place.unconfined(), ip("free", 4))
+    assert set(expected) == {"", "EADDRINUSE"}
+    for address in (ip("first", 4), ""):
+        assert outcomes(place.inside(one), address) == expected
 
 
 # -- 4: sources --------------------------------------------------------------------------------------------------------

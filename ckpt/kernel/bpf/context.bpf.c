@@ -21,7 +21,8 @@
  * The books are one hash for all contexts of a namespace. An entry counts the sockets that share it (SO_REUSEPORT). It
  * is entered by BPF_NOEXIST, counted up by compare-and-swap, never up from nothing, and deleted by who counts it down
  * to nothing. The upper 48 bits of the word hold a stamp that no two entries have, because the kernel gives the memory
- * of a deleted entry to the next one at once: a swap must not succeed on what was found under another key.
+ * of a deleted entry to the next one at once: a swap must not succeed on what was found under another key. A stamp is
+ * the cookie of the socket that tries to make the entry and the number of that try; a clock would take longer.
  *
  * Only the kernel's own header is included, and every function is inlined: the loader needs to know maps, nothing else.
  */
@@ -36,7 +37,7 @@ static void *(*const map_lookup)(void *map, const void *key) = (void *)BPF_FUNC_
 static long (*const map_update)(void *map, const void *key, const void *value, __u64 flags) =
     (void *)BPF_FUNC_map_update_elem;
 static long (*const map_delete)(void *map, const void *key) = (void *)BPF_FUNC_map_delete_elem;
-static __u64 (*const ktime)(void) = (void *)BPF_FUNC_ktime_get_ns;
+static __u64 (*const socket_cookie)(void *ctx) = (void *)BPF_FUNC_get_socket_cookie;
 static long (*const set_retval)(int value) = (void *)BPF_FUNC_set_retval;
 static __u64 (*const netns_cookie)(void *ctx) = (void *)BPF_FUNC_get_netns_cookie;
 static void *(*const storage_get)(void *map, void *sk, void *value, __u64 flags) = (void *)BPF_FUNC_sk_storage_get;
@@ -116,7 +117,7 @@ struct state {
     __u32 flags;
     __u32 entered; /* how far the books were */
     __u32 port;    /* that the books have: the kernel may take a port away that it chose itself */
-    __u32 unused;
+    __u32 tries;   /* how many entries it has tried to make */
     struct address primary; /* what a socket is bound to, as the kernel has it */
 };
 
@@ -135,6 +136,7 @@ struct state {
 #define EPHEMERAL 0x200 /* bound to port 0 */
 #define REPAIRED 0x400  /* a connection that is being restored */
 #define CONNECTED 0x800 /* of TCP: it has an address from then on, also when the connection has ended */
+#define AT_BIND 10      /* so much higher are what SHARE_PORT and SHARE_ADDRESS will be when it is bound */
 
 struct map {
     __u32 type, key_size, value_size, max_entries, flags;
@@ -144,8 +146,11 @@ struct map SEC("maps") config = {BPF_MAP_TYPE_HASH, 4, sizeof(struct config), 1,
 /* Of two sets, for the moment of a change. */
 struct map SEC("maps") members = {BPF_MAP_TYPE_HASH, sizeof(struct address), sizeof(struct member), 2 * MOST, 0};
 struct map SEC("maps") sockets = {BPF_MAP_TYPE_SK_STORAGE, 4, sizeof(struct state), 0, BPF_F_NO_PREALLOC};
-/* of the floor */
-struct map SEC("maps") books = {BPF_MAP_TYPE_HASH, sizeof(struct key), sizeof(struct claim), 1 << 17,
+/*
+ * Of the floor. Half as large the books are a tenth of a bind faster, for most of it is to reach what is not cached; and
+ * a socket on `*` has an entry for each address.
+ */
+struct map SEC("maps") books = {BPF_MAP_TYPE_HASH, sizeof(struct key), sizeof(struct claim), 1 << 16,
                                 BPF_F_NO_PREALLOC};
 struct map SEC("maps") listeners = {BPF_MAP_TYPE_SOCKHASH, sizeof(struct key), 8, 1 << 14, 0};
 
@@ -256,12 +261,12 @@ INLINE int refuse(int error) {
 #define TRIES 3 /* when others change the entry at the same moment */
 
 /* Enter a socket; 0, or the error with which its bind fails. */
-INLINE int claim(const struct key *key, struct claim *wanted) {
+INLINE int claim(const struct key *key, struct claim *wanted, struct state *s, __u64 cookie) {
 #pragma clang loop unroll(disable)
     for (int i = 0; i < TRIES; i++) {
         struct claim *found;
         __u64 seen;
-        wanted->count = ktime() << 16 | 1;
+        wanted->count = cookie << 32 | (__u64)(__u16)s->tries++ << 16 | 1;
         if (!map_update(&books, key, wanted, BPF_NOEXIST))
             return 0;
         found = map_lookup(&books, key);
@@ -315,17 +320,14 @@ INLINE void give_back_all(const struct config *c, const struct state *s, struct 
 
 INLINE struct state *state_of(void *sk) { return storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE); }
 
-INLINE __u32 share_flags(const struct config *c, struct bpf_sock_addr *ctx) {
+/* Noted when the options were set: to ask the kernel for them takes a third of the time of the program. */
+INLINE __u32 share_flags(const struct config *c, struct bpf_sock_addr *ctx, const struct state *s) {
+    __u32 flags = s->flags >> AT_BIND & (SHARE_PORT | SHARE_ADDRESS);
     int value = 0;
-    __u32 flags = 0;
-    if (!getsockopt(ctx, 1 /* SOL_SOCKET */, 15 /* SO_REUSEPORT */, (char *)&value, sizeof(value)) && value)
-        flags |= SHARE_PORT;
-    value = 0;
-    if (!getsockopt(ctx, 1, 2 /* SO_REUSEADDR */, (char *)&value, sizeof(value)) && value)
-        flags |= SHARE_ADDRESS;
     /* SK_FORCE_REUSE, which TCP_REPAIR sets and nothing else (net/ipv4/tcp.c): who accepts a connection books nothing. */
-    if (c->flags & RESTORING && value == 2)
-        flags |= REPAIRED;
+    if (c->flags & RESTORING &&
+        !getsockopt(ctx, 1 /* SOL_SOCKET */, 2 /* SO_REUSEADDR */, (char *)&value, sizeof(value)) && value == 2)
+        flags |= SHARE_ADDRESS | REPAIRED;
     return flags;
 }
 
@@ -354,7 +356,8 @@ INLINE __u32 asked_port(const struct config *c, const struct bpf_sock_addr *ctx)
 INLINE int begin_bind(const struct config *c, struct bpf_sock_addr *ctx, struct state *s, __u32 port) {
     if (s->flags & BOOKED)
         return 0;
-    s->flags = (s->flags & ~(OF_BIND | EPHEMERAL | CHOSEN | REPAIRED)) | share_flags(c, ctx) | (port ? 0 : EPHEMERAL);
+    s->flags &= ~(OF_BIND | EPHEMERAL | CHOSEN | REPAIRED);
+    s->flags |= share_flags(c, ctx, s) | (port ? 0 : EPHEMERAL);
     return 1;
 }
 
@@ -481,6 +484,7 @@ INLINE int enter_books(struct bpf_sock *ctx) {
     struct state *s = storage_get(&sockets, ctx, 0, 0);
     struct claim wanted = {};
     struct key key = {};
+    __u64 cookie;
     if (!c || !s)
         return 1;
     if ((ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP) || s->flags & REPAIRED)
@@ -492,9 +496,10 @@ INLINE int enter_books(struct bpf_sock *ctx) {
     wanted.primary = s->primary;
     s->port = key.port;
     s->entered = MOST;
+    cookie = socket_cookie(ctx);
     if (!(s->flags & WILD)) {
         key.address = s->primary;
-        if (claim(&key, &wanted))
+        if (claim(&key, &wanted, s, cookie))
             return refuse(EADDRINUSE);
         s->flags |= BOOKED;
         return 1;
@@ -503,7 +508,7 @@ INLINE int enter_books(struct bpf_sock *ctx) {
     for (__u32 n = 0; n < MOST; n++) {
         if (n >= c->count)
             break;
-        if (!is_nth(c, s->flags, n, &key) || !claim(&key, &wanted))
+        if (!is_nth(c, s->flags, n, &key) || !claim(&key, &wanted, s, cookie))
             continue;
         s->entered = n;
         break;
@@ -567,6 +572,10 @@ SEC("cgroup/setsockopt") int setsockopt(struct bpf_sockopt *ctx) {
     } else if ((ctx->level == 41 && ctx->optname == 49 /* IPV6_RECVPKTINFO */) ||
                (ctx->level == 0 && ctx->optname == 8 /* IP_PKTINFO */)) {
         on = PKTINFO;
+    } else if (ctx->level == 1 /* SOL_SOCKET */ && ctx->optname == 15 /* SO_REUSEPORT */) {
+        on = SHARE_PORT << AT_BIND;
+    } else if (ctx->level == 1 && ctx->optname == 2 /* SO_REUSEADDR */) {
+        on = SHARE_ADDRESS << AT_BIND;
     }
     if (on && (void *)(value + 4) <= ctx->optval_end && ctx->sk) {
         s = state_of(ctx->sk);
