@@ -72,6 +72,8 @@ class LinkMaker:
 
     def make_waiting(self) -> None:
         """Make those whose turn it is, in their order; the first that is refused is said."""
+        if not self._waiting:
+            return
         waiting, self._waiting = self._waiting, []
         said = self._target.inside.requests(self._making(link, peer) for _, link, peer in waiting)
         for (subject, _, _), refusal in zip(waiting, said, strict=True):
@@ -207,6 +209,8 @@ class LinkMaker:
 
     def raise_links(self) -> None:
         """Bring up those whose turn it is, in their order; what is refused is asked for again by itself."""
+        if not self._rising:
+            return
         rising, self._rising = self._rising, []
         messages = [rtnl_link_changes.up_message(self._target.indices[step.link.ifname]) for step in rising]
         for step, refusal in zip(rising, self._target.inside.requests(messages), strict=True):

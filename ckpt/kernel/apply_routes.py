@@ -121,27 +121,36 @@ class RouteMaker:
                 rtnl_labels.make(self._target.inside, route, self._target.indices)
 
     def set_routes(self, step: steps.SetRoutes) -> None:
-        """Add the routes that are missing, and take away what is too much."""
+        """Add the routes that are missing, and take away what is too much.
+
+        Those of IPv6 stand on addresses at which the kernel still is (``await_addresses``): meanwhile those of IPv4 are
+        made, unless they lead through IPv6.
+        """
         ordered = differences.order_routes(step.routes)
-        # Worked out while the kernel is at the addresses; its own routes come of those and are hardly ever asked for.
-        ready = {id(route): self._route_message(route) for route in ordered if not differences.is_of_kernel(route)}
-        self.await_addresses()
-        extra, missing = self._await_own_routes(ordered, only=step.only)
+        apart = not any(route.family == 4 and differences.leads_through_ipv6(route) for route in ordered)
+        for families in ((4,), (6,)) if apart else ((4, 6),):
+            if 6 in families:
+                self.await_addresses()
+            self._set_routes(families, tuple(route for route in ordered if route.family in families), only=step.only)
+
+    def _set_routes(self, families: Sequence[int], wanted: Sequence[Route], *, only: bool) -> None:
+        extra, missing = self._await_own_routes(families, wanted, only=only)
         for routes in differences.apart(missing):
-            messages = (ready.get(id(route)) or self._route_message(route) for route in routes)
-            said = self._target.inside.requests(messages)
+            said = self._target.inside.requests(self._route_message(route) for route in routes)
             for route, refusal in zip(routes, said, strict=True):
                 if refusal is not None:
                     # Asked again by itself: another that was refused may have been what it needs.
                     with naming("route-refused", f"route to {route.destination} in table {route.table}", "add"):
-                        self._add_route(route, gateway_was_there=step.only)
+                        self._add_route(route, gateway_was_there=only)
         for route in extra:
             with naming("route-refused", f"route to {route.destination} in table {route.table}", "remove"):
                 self._target.request_unless_gone(
                     rtnl_routes.RTM_DELROUTE, rtnl_routes.encode_route(route, self._target.indices), errno.ESRCH
                 )
 
-    def _await_own_routes(self, wanted: Sequence[Route], *, only: bool) -> tuple[tuple[Route, ...], tuple[Route, ...]]:
+    def _await_own_routes(
+        self, families: Sequence[int], wanted: Sequence[Route], *, only: bool
+    ) -> tuple[tuple[Route, ...], tuple[Route, ...]]:
         """What is too much and what is missing of ``wanted``, in its order, once the kernel has made its own routes.
 
         It makes them in a worker (addrconf_dad_work), also for an address without detection, and with a metric of 0,
@@ -149,7 +158,7 @@ class RouteMaker:
         """
         deadline = time.monotonic() + _SETTLING
         while True:
-            now = rtnl.read_routes(self._target.inside, self._target.names(), [])
+            now = rtnl.read_routes(self._target.inside, self._target.names(), [], families=families)
             extra, missing = differences.difference(wanted, now, only=only)
             if time.monotonic() > deadline or not any(differences.is_kernels_own(route) for route in missing):
                 return extra, missing

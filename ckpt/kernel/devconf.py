@@ -26,6 +26,7 @@ _AF_INET, _AF_INET6 = 2, 10
 _IFLA_INET_CONF, _IFLA_INET6_CONF = 1, 2
 _NDTA_NAME, _NDTA_PARMS = 1, 6
 _NDTPA_IFINDEX = 1
+_OF_LINK = struct.pack("=HH", 8, _NDTPA_IFINDEX)
 
 # IPV4_DEVCONF_… of linux/ip.h, less one.
 _INET = """
@@ -110,15 +111,20 @@ def _numbered(names: str, data: bytes) -> Marks:
 
 
 def _neighs(connection: Netlink, names: Mapping[int, str]) -> Iterator[tuple[tuple[str, str], Marks]]:
+    alike: dict[bytes, Marks] = {}
     known: dict[tuple[bytes, ...], Marks] = {}
-    layouts = Layouts()
     for _, body in connection.dump(_RTM_GETNEIGHTBL, _NDTMSG.pack(0, 0)):
         attributes = parse(body, _NDTMSG.size)
         tree = _NEIGH_TREES.get(text(attributes.get(_NDTA_NAME, b"")))
-        values = layouts.parse(attributes.get(_NDTA_PARMS, b""))
-        ifname = names.get(number(values.get(_NDTPA_IFINDEX, b"")))
-        if tree is not None and ifname is not None:
+        parameters = attributes.get(_NDTA_PARMS, b"")
+        # Those of a link begin with its index (neightbl_fill_parms, net/core/neighbour.c).
+        if tree is None or parameters[:4] != _OF_LINK or (ifname := names.get(number(parameters[4:8]))) is None:
+            continue
+        rest = parameters[8:]
+        if rest not in alike:
+            values = parse(rest)
             numbers = tuple([values.get(kind, b"") for kind in _NEIGH_NUMBERS])
             if numbers not in known:
                 known[numbers] = {name: number(values[kind]) for name, kind in _NEIGH.items() if kind in values}
-            yield (tree, ifname), known[numbers]
+            alike[rest] = known[numbers]
+        yield (tree, ifname), alike[rest]

@@ -9,7 +9,7 @@ looked up outside, in the caller's own namespace; nothing outside is changed or 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ckpt.errors import CkptError, NetworkError
 from ckpt.kernel import (
@@ -194,10 +194,12 @@ def has_tentative(connection: Netlink) -> bool:
     return any(rtnl_addresses.is_tentative(body) for kind, body in messages if kind == rtnl_addresses.RTM_NEWADDR)
 
 
-def read_routes(connection: Netlink, names: Mapping[int, str], unread: list[Unread]) -> tuple[Route, ...]:
-    """All routes of all tables, those that the kernel made by itself included."""
+def read_routes(
+    connection: Netlink, names: Mapping[int, str], unread: list[Unread], *, families: Iterable[int] = (4, 6)
+) -> tuple[Route, ...]:
+    """All routes of all tables of these families, those that the kernel made by itself included."""
     found: list[Route] = []
-    for family in (4, 6):
+    for family in families:
         request = rtnl_routes.ROUTE.pack(rtnl_family.INET[family], 0, 0, 0, 0, 0, 0, 0, 0)
         for kind, body in connection.dump(rtnl_routes.RTM_GETROUTE, request):
             if kind == rtnl_routes.RTM_NEWROUTE:

@@ -73,21 +73,24 @@ def _key(record: Address | Route | Rule | Neighbour) -> Hashable:
 
 
 def order_addresses(addresses: Iterable[Address]) -> tuple[Address, ...]:
-    """The order in which to add: the kernel lists IPv4 addresses as they came, IPv6 ones the newest first."""
+    """The order in which to add: the kernel lists IPv4 addresses as they came, IPv6 ones the newest first.
+
+    It works on at those of IPv6, which come first therefore.
+    """
     listed = tuple(addresses)
     four = tuple(one for one in listed if ":" not in one.address)
     six = tuple(one for one in listed if ":" in one.address)
-    return four + six[::-1]
-
-
-def is_of_kernel(route: Route) -> bool:
-    """Whether the kernel says of the route that it has made it."""
-    return route.protocol == _RTPROT_KERNEL
+    return six[::-1] + four
 
 
 def is_kernels_own(route: Route) -> bool:
     """Whether only the kernel can have made the route: an IPv6 one that comes with an address."""
-    return is_of_kernel(route) and route.priority == 0 and route.family == 6
+    return route.protocol == _RTPROT_KERNEL and route.priority == 0 and route.family == 6
+
+
+def leads_through_ipv6(route: Route) -> bool:
+    """Whether a gateway has an IPv6 address, whatever the destination is."""
+    return ":" in route.gateway or any(":" in hop.gateway for hop in route.nexthops)
 
 
 def apart(routes: Iterable[Route]) -> Iterable[tuple[Route, ...]]:
