@@ -1,8 +1,9 @@
 """The built programs of contexts, read from their ELF object and loaded into the kernel.
 
-The object (``bpf/context.bpf.o.xz``, made by ``scripts/build-bpf``) has one section for each program, named by the
+The object (``bpf/context.bpfel.o.xz``, made by ``scripts/build-bpf``) has one section for each program, named by the
 kernel's own word for its kind, one section of maps' definitions, and relocations from programs to maps, nothing else.
-It was built for little-endian machines. Reading it touches nothing; the kernel sees only what is asked to be loaded.
+There is another one for big-endian machines (``bpfeb``): the kernel takes instructions in its own order alone. Reading
+an object touches nothing; the kernel sees only what is asked to be loaded.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import functools
 import lzma
 import struct
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from pathlib import Path
 
@@ -18,13 +20,15 @@ from ckpt.kernel import bpf_calls
 from ckpt.kernel.bpf_calls import MapShape
 from ckpt.records import dataclass
 
-PATH = Path(__file__).parent / "bpf" / "context.bpf.o.xz"
+SOURCE = Path(__file__).parent / "bpf" / "context.bpf.c"
+PATHS = {order: SOURCE.with_name(f"context.{target}.o.xz") for order, target in (("little", "bpfel"), ("big", "bpfeb"))}
+"""By ``sys.byteorder``."""
 
-_SECTION = struct.Struct("<IIQQQQIIQQ")
-_SYMBOL = struct.Struct("<IBBHQQ")
-_RELOCATION = struct.Struct("<QQ")
-_INSTRUCTION = struct.Struct("<BBhi")
-_SHAPE = struct.Struct("<5I")
+# In the order of the object; each is preceded by "<" or ">".
+_SECTION = "IIQQQQIIQQ"
+_SYMBOL = "IBBHQQ"
+_RELOCATION = "QQ"
+_SHAPE = "5I"
 _SHT_SYMTAB, _SHT_REL = 2, 9
 _R_BPF_64_64 = 1
 _PSEUDO_MAP_FD = 1
@@ -89,8 +93,12 @@ class Code:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Object:
-    """What the object holds; ``digest`` is the SHA-256 of its source, ``compiler`` the clang that built it."""
+    """What the object holds; ``digest`` is the SHA-256 of its source, ``compiler`` the clang that built it.
 
+    ``order`` is that of its bytes, as ``struct`` has it.
+    """
+
+    order: str
     programs: Mapping[str, Code]
     maps: Mapping[str, MapShape]
     license: str
@@ -101,27 +109,30 @@ class Object:
         """Load the program of ``section`` with the descriptors of its maps; a descriptor."""
         code = self.programs[section]
         instructions = bytearray(code.instructions)
+        # struct bpf_insn has two registers in a byte, as bit fields: which of them is where is the compiler's order.
+        shift = 4 if self.order == "<" else 0
         for number, name in code.maps.items():
-            opcode, registers, offset, _ = _INSTRUCTION.unpack_from(instructions, number * 8)
-            registers = registers & 0x0F | _PSEUDO_MAP_FD << 4
-            _INSTRUCTION.pack_into(instructions, number * 8, opcode, registers, offset, maps[name])
+            registers = instructions[number * 8 + 1]
+            instructions[number * 8 + 1] = registers & ~(0x0F << shift) | _PSEUDO_MAP_FD << shift
+            struct.pack_into(f"{self.order}i", instructions, number * 8 + 4, maps[name])
         kind = code.kind
         return bpf_calls.prog_load(code.name, kind.program, kind.attach, bytes(instructions), self.license)
 
 
 @functools.cache
 def built() -> Object:
-    """The object that comes with ckpt."""
-    return parse(lzma.decompress(PATH.read_bytes()))
+    """The object for this machine, which comes with ckpt."""
+    return parse(lzma.decompress(PATHS[sys.byteorder].read_bytes()))
 
 
 def parse(data: bytes) -> Object:
     """Read an object; ValueError when it is not one that ``scripts/build-bpf`` makes."""
-    if data[:6] != b"\x7fELF\x02\x01":
-        raise ValueError("not a little-endian ELF object of 64 bits")
-    sections = _sections(data)
+    if data[:6] not in (b"\x7fELF\x02\x01", b"\x7fELF\x02\x02"):
+        raise ValueError("not an ELF object of 64 bits")
+    order = "<" if data[5] == 1 else ">"
+    sections = _sections(data, order)
     numbers = [name for name, _ in sections]
-    symbols = _symbols(data, sections)
+    symbols = _symbols(data, sections, order)
     content = {name: data[head[4] : head[4] + head[5]] for name, head in sections}
     at = {
         value: name
@@ -131,12 +142,13 @@ def parse(data: bytes) -> Object:
     maps = {
         name: MapShape(**dict(zip(("kind", "key_size", "value_size", "max_entries", "flags"), shape, strict=True)))
         for place, name in at.items()
-        for shape in (_SHAPE.unpack_from(content["maps"], place),)
+        for shape in (struct.unpack_from(order + _SHAPE, content["maps"], place),)
     }
     wanted: dict[str, dict[int, str]] = {}
     for _, head in sections:
         if head[1] == _SHT_REL:
-            wanted[numbers[head[7]]] = _relocations(data[head[4] : head[4] + head[5]], symbols, maps)
+            entries = struct.iter_unpack(order + _RELOCATION, data[head[4] : head[4] + head[5]])
+            wanted[numbers[head[7]]] = _relocations(entries, symbols, maps)
     programs = {
         name: Code(section=name, instructions=content[name], maps=wanted.get(name, {}))
         for name in numbers
@@ -144,31 +156,37 @@ def parse(data: bytes) -> Object:
     }
     words = {name: content[name].rstrip(b"\0").decode() for name in ("license", "source", "compiler")}
     return Object(
-        programs=programs, maps=maps, license=words["license"], digest=words["source"], compiler=words["compiler"]
+        order=order,
+        programs=programs,
+        maps=maps,
+        license=words["license"],
+        digest=words["source"],
+        compiler=words["compiler"],
     )
 
 
-def _sections(data: bytes) -> list[tuple[str, tuple[int, ...]]]:
-    (start,) = struct.unpack_from("<Q", data, 40)
-    size, count, names = struct.unpack_from("<HHH", data, 58)
-    heads = [_SECTION.unpack_from(data, start + number * size) for number in range(count)]
+def _sections(data: bytes, order: str) -> list[tuple[str, tuple[int, ...]]]:
+    (start,) = struct.unpack_from(f"{order}Q", data, 40)
+    size, count, names = struct.unpack_from(f"{order}HHH", data, 58)
+    heads = [struct.unpack_from(order + _SECTION, data, start + number * size) for number in range(count)]
     texts = data[heads[names][4] : heads[names][4] + heads[names][5]]
     return [(_text(texts, head[0]), head) for head in heads]
 
 
-def _symbols(data: bytes, sections: list[tuple[str, tuple[int, ...]]]) -> list[tuple[str, int, int]]:
+def _symbols(data: bytes, sections: list[tuple[str, tuple[int, ...]]], order: str) -> list[tuple[str, int, int]]:
     """Name, number of the section, value."""
     head = next(head for _, head in sections if head[1] == _SHT_SYMTAB)
     texts_head = sections[head[6]][1]
     texts = data[texts_head[4] : texts_head[4] + texts_head[5]]
-    found = (_SYMBOL.unpack_from(data, head[4] + place) for place in range(0, head[5], _SYMBOL.size))
+    found = struct.iter_unpack(order + _SYMBOL, data[head[4] : head[4] + head[5]])
     return [(_text(texts, name), section, value) for name, _, _, section, value, _ in found]
 
 
-def _relocations(raw: bytes, symbols: list[tuple[str, int, int]], maps: Mapping[str, MapShape]) -> dict[int, str]:
+def _relocations(
+    entries: Iterable[tuple[int, ...]], symbols: list[tuple[str, int, int]], maps: Mapping[str, MapShape]
+) -> dict[int, str]:
     found = {}
-    for place in range(0, len(raw), _RELOCATION.size):
-        offset, info = _RELOCATION.unpack_from(raw, place)
+    for offset, info in entries:
         name = symbols[info >> 32][0]
         if info & 0xFFFFFFFF != _R_BPF_64_64 or name not in maps:
             raise ValueError(f"a program refers to {name or 'data'}, which is not a map")

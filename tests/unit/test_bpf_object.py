@@ -13,29 +13,38 @@ import pytest
 
 import ckpt
 from ckpt.kernel import bpf_object, context_maps
-from ckpt.kernel.bpf_object import KINDS
+from ckpt.kernel.bpf_object import KINDS, Object
 
 ROOT = Path(ckpt.__file__).parent.parent
-SOURCE = bpf_object.PATH.with_name("context.bpf.c")
+ORDERS = ("little", "big")
 
 
-def test_object_is_built_from_its_source() -> None:
-    assert bpf_object.built().digest == hashlib.sha256(SOURCE.read_bytes()).hexdigest(), "run scripts/build-bpf"
+@pytest.mark.parametrize("order", ORDERS)
+def test_object_is_built_from_its_source(order: str) -> None:
+    found = committed(order).digest
+    assert found == hashlib.sha256(bpf_object.SOURCE.read_bytes()).hexdigest(), "run scripts/build-bpf"
+
+
+def committed(order: str) -> Object:
+    return bpf_object.parse(lzma.decompress(bpf_object.PATHS[order].read_bytes()))
 
 
 def test_build_with_the_same_compiler_gives_the_same_bytes(tmp_path: Path) -> None:
     build = ROOT / "scripts/build-bpf"
     if shutil.which("clang") is None or shutil.which("llvm-strip") is None or not build.exists():
         pytest.skip("clang and llvm are needed to build, not to run")
-    subprocess.run([build, tmp_path / "object"], check=True)
-    made = (tmp_path / "object").read_bytes()
-    if bpf_object.parse(made).compiler != bpf_object.built().compiler:
-        pytest.skip(f"built by {bpf_object.built().compiler}")
-    assert made == lzma.decompress(bpf_object.PATH.read_bytes())
+    subprocess.run([build, tmp_path], check=True)
+    for order, path in bpf_object.PATHS.items():
+        made = lzma.decompress((tmp_path / path.name).read_bytes())
+        if bpf_object.parse(made).compiler != committed(order).compiler:
+            pytest.skip(f"built by {committed(order).compiler}")
+        assert made == lzma.decompress(path.read_bytes())
 
 
-def test_object_has_every_program_and_its_maps() -> None:
-    built = bpf_object.built()
+@pytest.mark.parametrize("order", ORDERS)
+def test_object_has_every_program_and_its_maps(order: str) -> None:
+    built = committed(order)
+    assert built.order == {"little": "<", "big": ">"}[order]
     assert set(built.programs) == set(KINDS)
     assert {"config", "members", "sockets", "books", "listeners"} == set(built.maps)
     assert set(built.programs["floor/lookup"].maps.values()) == {"books", "listeners"}
@@ -47,16 +56,17 @@ def test_names_of_programs_differ_as_the_kernel_cuts_them() -> None:
     assert len(set(kinds)) == len(kinds)
 
 
-def test_maps_are_as_large_as_their_records() -> None:
-    maps = bpf_object.built().maps
+@pytest.mark.parametrize("order", ORDERS)
+def test_maps_are_as_large_as_their_records(order: str) -> None:
+    maps = committed(order).maps
     assert maps["config"].value_size == context_maps.CONFIG_SIZE
     assert maps["members"].value_size == context_maps.MEMBER_SIZE
     assert (maps["books"].key_size, maps["books"].value_size) == (context_maps.KEY.size, context_maps.CLAIM.size)
 
 
 def test_parse_other_file_is_refused() -> None:
-    with pytest.raises(ValueError, match="not a little-endian ELF object"):
-        bpf_object.parse(b"\x7fELF\x02\x02" + bytes(100))
+    with pytest.raises(ValueError, match="not an ELF object of 64 bits"):
+        bpf_object.parse(b"\x7fELF\x01\x01" + bytes(100))
 
 
 def test_object_is_part_of_the_package() -> None:

@@ -30,7 +30,13 @@
 
 #define SEC(name) __attribute__((section(name), used))
 #define INLINE static inline __attribute__((always_inline))
-#define swapped(x) ((__u16)__builtin_bswap16(x))
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define wire16(x) ((__u16)__builtin_bswap16(x)) /* to the order of the wire, and back */
+#define wire32(x) ((__u32)__builtin_bswap32(x))
+#else
+#define wire16(x) ((__u16)(x))
+#define wire32(x) ((__u32)(x))
+#endif
 #define barrier_var(x) asm volatile("" : "+r"(x))
 
 static void *(*const map_lookup)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
@@ -176,7 +182,7 @@ char its_compiler[] SEC("compiler") = __VERSION__;
 #define SOCK_RAW 3
 #define TCP_CLOSE 7
 #define TCP_LISTEN 10
-#define MAPPED __builtin_bswap32(0xffff)
+#define MAPPED wire32(0xffff)
 #define MARK 0xc3000000 /* of packets to a context's own loopback address; the lower bits are its number */
 
 /* -- addresses ---------------------------------------------------------------------------------------------------- */
@@ -197,13 +203,14 @@ INLINE int is_equal(const struct address *a, const struct address *b) {
 INLINE int is_any6(const struct address *a) { return !(a->word[0] | a->word[1] | a->word[2] | a->word[3]); }
 
 INLINE int is_loopback6(const struct address *a) {
-    return !(a->word[0] | a->word[1] | a->word[2]) && a->word[3] == __builtin_bswap32(1);
+    return !(a->word[0] | a->word[1] | a->word[2]) && a->word[3] == wire32(1);
 }
 
-/* An IPv4 address is a word in the order of the wire: its lowest byte is the first. */
-INLINE int is_127(__u32 v4) { return (v4 & 0xff) == 127; }
-INLINE int is_127_0_0(__u32 v4) { return (v4 & 0xffffff) == 127; }
-INLINE __u32 last_byte(__u32 v4) { return v4 & 0xff000000; }
+/* An IPv4 address is a word in the order of the wire. */
+INLINE __u32 first_three(__u32 v4) { return v4 & wire32(0xffffff00); }
+INLINE __u32 last_byte(__u32 v4) { return v4 & wire32(0xff); }
+INLINE int is_127(__u32 v4) { return (v4 & wire32(0xff000000)) == wire32(127 << 24); }
+INLINE int is_127_0_0(__u32 v4) { return first_three(v4) == wire32(127 << 24); }
 
 INLINE struct config *the_config(void) {
     __u32 zero = 0;
@@ -212,13 +219,15 @@ INLINE struct config *the_config(void) {
 
 /* 127.0.0.n → 127.x.y.n */
 INLINE __u32 inwards4(const struct config *c, __u32 v4) {
-    return is_127_0_0(v4) ? (c->loopback4 & 0xffffff) | last_byte(v4) : v4;
+    return is_127_0_0(v4) ? first_three(c->loopback4) | last_byte(v4) : v4;
 }
 
-INLINE int is_own_127(const struct config *c, __u32 v4) { return (v4 & 0xffffff) == (c->loopback4 & 0xffffff); }
+INLINE int is_own_127(const struct config *c, __u32 v4) { return first_three(v4) == first_three(c->loopback4); }
 
 /* 127.x.y.n → 127.0.0.n */
-INLINE __u32 outwards4(const struct config *c, __u32 v4) { return is_own_127(c, v4) ? 127 | last_byte(v4) : v4; }
+INLINE __u32 outwards4(const struct config *c, __u32 v4) {
+    return is_own_127(c, v4) ? wire32(127 << 24) | last_byte(v4) : v4;
+}
 
 /* Whether a port is in a range. Without branches: each would double what the verifier has to follow. */
 INLINE __u32 is_in(__u32 port, __u32 low, __u32 span) { return 1 - (((__u64)span - (__u16)(port - low)) >> 63); }
@@ -235,7 +244,7 @@ INLINE __u32 is_allowed(const struct member *m, __u8 protocol, __u32 port) {
 INLINE struct member *member_of(const struct address *a) {
     struct address key = *a;
     if (is_mapped(&key) && is_127(key.word[3]))
-        key.word[3] = (key.word[3] & 0xffffff) | __builtin_bswap32(1);
+        key.word[3] = first_three(key.word[3]) | wire32(1);
     return map_lookup(&members, &key);
 }
 
@@ -348,7 +357,7 @@ INLINE int first_of(const struct config *c, __u32 kind, __u8 protocol, __u32 por
 
 /* 0 where the kernel has the choice, or had it of a socket that is restored. */
 INLINE __u32 asked_port(const struct config *c, const struct bpf_sock_addr *ctx) {
-    __u32 port = swapped(ctx->user_port);
+    __u32 port = wire16(ctx->user_port);
     return c->flags & RESTORING && is_in(port, c->low, c->span) ? 0 : port;
 }
 
@@ -382,10 +391,10 @@ INLINE int is_taken(struct bpf_sock_addr *ctx, const struct config *c, const str
         if (c->entry[n].kind == WILD4) {
             size = sizeof(tuple.ipv4);
             tuple.ipv4.daddr = key.address.word[3];
-            tuple.ipv4.dport = swapped(port);
+            tuple.ipv4.dport = wire16(port);
         } else {
             __builtin_memcpy(tuple.ipv6.daddr, &key.address, sizeof(key.address));
-            tuple.ipv6.dport = swapped(port);
+            tuple.ipv6.dport = wire16(port);
         }
         sk = key.protocol == IPPROTO_TCP ? lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0)
                                          : lookup_udp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
@@ -590,7 +599,7 @@ SEC("cgroup/setsockopt") int setsockopt(struct bpf_sockopt *ctx) {
 INLINE void stop_sharing(const struct key *key, __u32 id) {
     struct claim *found = map_lookup(&books, key);
     if (found && found->id == id)
-        __sync_fetch_and_and((__u64 *)&found->id, ~((__u64)SHARE_ADDRESS << 32));
+        __sync_fetch_and_and(&found->flags, ~SHARE_ADDRESS);
 }
 
 SEC("cgroup/sock_ops") int sock_ops(struct bpf_sock_ops *ctx) {
@@ -673,7 +682,7 @@ INLINE int source6(const struct config *c, const struct address *to, struct addr
 /* Where a destination of the program's really is; whether it may be reached. */
 INLINE int destination4(const struct config *c, __u32 *to) {
     if (!*to)
-        *to = 127 | __builtin_bswap32(1); /* 0.0.0.0 is this host */
+        *to = wire32(127 << 24 | 1); /* 0.0.0.0 is this host */
     *to = inwards4(c, *to);
     /* That of a datagram socket which is connected to a mapped address comes by here again. */
     return !is_127(*to) || is_own_127(c, *to);
@@ -737,7 +746,7 @@ SEC("cgroup/connect6") int connect6(struct bpf_sock_addr *ctx) {
         return refuse(ENETUNREACH);
     read6(ctx, &to);
     if (is_any6(&to)) {
-        to.word[3] = __builtin_bswap32(1);
+        to.word[3] = wire32(1);
     }
     if (is_mapped(&to)) {
         if (!destination4(c, &to.word[3]))
@@ -807,7 +816,7 @@ SEC("cgroup/sendmsg6") int sendmsg6(struct bpf_sock_addr *ctx) {
     if (is_mapped(&to))
         return refuse(ENETUNREACH); /* the kernel asks sendmsg4 for these */
     if (is_any6(&to))
-        to.word[3] = __builtin_bswap32(1);
+        to.word[3] = wire32(1);
     if (is_loopback6(&to))
         to = c->loopback6;
     write6(ctx, &to);
@@ -850,7 +859,7 @@ INLINE int show6(struct bpf_sock_addr *ctx) {
         a.word[3] = outwards4(c, a.word[3]);
     } else if (is_equal(&a, &c->loopback6)) {
         a.word[0] = a.word[1] = a.word[2] = 0;
-        a.word[3] = __builtin_bswap32(1);
+        a.word[3] = wire32(1);
     } else {
         return 1;
     }
@@ -907,8 +916,8 @@ INLINE int read_ports(const struct __sk_buff *skb, __u32 at, struct packet *p) {
         return 1;
     if (load_bytes(skb, at, ports, sizeof(ports)))
         return 0;
-    p->source_port = swapped(ports[0]);
-    p->destination_port = swapped(ports[1]);
+    p->source_port = wire16(ports[0]);
+    p->destination_port = wire16(ports[1]);
     if (p->protocol == IPPROTO_TCP) {
         if (load_bytes(skb, at + 13, &tcp_flags, 1))
             return 0;
@@ -918,7 +927,7 @@ INLINE int read_ports(const struct __sk_buff *skb, __u32 at, struct packet *p) {
 }
 
 INLINE int read_packet(const struct __sk_buff *skb, struct packet *p) {
-    if (skb->protocol == swapped(0x0800)) {
+    if (skb->protocol == wire16(0x0800)) {
         __u8 head[20];
         __u32 v4;
         if (load_bytes(skb, 0, head, sizeof(head)))
@@ -930,7 +939,7 @@ INLINE int read_packet(const struct __sk_buff *skb, struct packet *p) {
         p->protocol = head[9];
         return read_ports(skb, (head[0] & 15) * 4, p);
     }
-    if (skb->protocol == swapped(0x86dd)) {
+    if (skb->protocol == wire16(0x86dd)) {
         struct {
             __u32 first;
             __u16 size;
@@ -1043,7 +1052,7 @@ SEC("floor/steer") int steer(struct __sk_buff *skb) {
     __u16 ports[2];
     __u32 flags, size, at;
     __u8 head[40], part[8], fragments = 0;
-    if (skb->protocol == swapped(0x0800)) {
+    if (skb->protocol == wire16(0x0800)) {
         __u32 v4;
         if (load_relative(skb, 0, head, 20, BPF_HDR_START_NET) || head[9] != IPPROTO_UDP)
             return -1;
@@ -1053,7 +1062,7 @@ SEC("floor/steer") int steer(struct __sk_buff *skb) {
         __builtin_memcpy(&v4, head + 16, 4);
         of_v4(&key.address, v4);
         at = (head[0] & 15) * 4;
-    } else if (skb->protocol == swapped(0x86dd)) {
+    } else if (skb->protocol == wire16(0x86dd)) {
         if (load_relative(skb, 0, head, 40, BPF_HDR_START_NET))
             return -1;
         __builtin_memcpy(&key.address, head + 24, 16);
@@ -1072,7 +1081,7 @@ SEC("floor/steer") int steer(struct __sk_buff *skb) {
     }
     if (load_relative(skb, at, ports, sizeof(ports), BPF_HDR_START_NET))
         return -1;
-    key.port = swapped(ports[1]);
+    key.port = wire16(ports[1]);
     key.protocol = IPPROTO_UDP;
     if (!find_claim(&key, &primary, &flags))
         return -1;
