@@ -7,6 +7,8 @@ import secrets
 import socket
 import subprocess
 import sys
+import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,14 @@ from ckpt.kernel.lock import find
 from ckpt.mapping import parse_mapping
 from ckpt.model.context import Limits
 from ckpt.model.process import Isolation
+from ckpt.restore import ANNOUNCE_AFTER
 from ckpt.stop import stop_group
 from tests.criu.capture import capturing
 from tests.criu.context_groups import PORT, ROUNDS, Agent, agent, connected
 from tests.criu.groups import Starter, python, wait_for
 from tests.criu.segment import Addresses, run
-from tests.criu.test_servers import REDIS, Counter
+from tests.criu.test_servers import REDIS
+from tests.criu.test_servers import Counter as RedisCounter
 
 V4, TCP, UDP = "AF_INET", "SOCK_STREAM", "SOCK_DGRAM"
 
@@ -76,6 +80,20 @@ def test_dump_takes_the_context_and_its_addresses_away(one: Agent, pair: Address
     assert held.held() == ()
 
 
+def test_addresses_that_are_put_on_a_link_are_announced_five_times(
+    start: Starter, stack: ExitStack, one: Agent, pair: Addresses
+) -> None:
+    one.group.dump()
+    with ExitStack() as listening:
+        with netns.entered(start.segment.client):
+            capture = listening.enter_context(capturing())
+        one.group.restore()
+        # Nobody waits for the later ones.
+        time.sleep(ANNOUNCE_AFTER[-1] + 1)
+    told = Counter(address for _, address in capture.announced)
+    assert [told[pair.v4], told[pair.v6]] == [1 + len(ANNOUNCE_AFTER)] * 2
+
+
 def test_dump_leaves_addresses_that_were_the_hosts(start: Starter, stack: ExitStack) -> None:
     host = start.segment.host
     one = agent(start, stack, host)
@@ -98,7 +116,7 @@ def test_redis_ten_round_trips(start: Starter, stack: ExitStack, unique: object,
     group = start(REDIS, isolation=Isolation.IPSET, addresses=pair)
     group.wait_for_log("Ready to accept connections")
     counters = [
-        stack.enter_context(Counter(start.segment.connect(address, 6379), f"key{secrets.token_hex(4)}"))
+        stack.enter_context(RedisCounter(start.segment.connect(address, 6379), f"key{secrets.token_hex(4)}"))
         for address in (pair.v4, pair.v6)
     ]
     with capturing() as capture:
