@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import require
 from tests.vm.machines import HOSTS, TEST_SECONDS, Client, Host, Machines
 from tests.vm.moving import Group
 
-if len(HOSTS) < 3:
+if not HOSTS:
     collect_ignore_glob = ["test_*.py"]
 
 
@@ -26,26 +27,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def machines() -> Iterator[Machines]:
-    """Hosts A and B, and the client C."""
+def hosts() -> Iterator[list[Host]]:
+    """All machines that there are."""
     # The path of a socket has to be short.
     with tempfile.TemporaryDirectory(prefix="vm-", dir="/tmp") as place:
         found = []
-        for name in HOSTS[:3]:
+        for name in HOSTS:
             host = Host(name, "", Path(place))
             address = host.sh("ip -4 -o address show dev br0").split()[3].partition("/")[0]
             found.append(Host(name, address, Path(place)))
-        yield Machines(*found)
+        yield found
         for host in found:
             host.hang_up()
 
 
+@pytest.fixture(scope="session")
+def machines(hosts: list[Host]) -> Machines:
+    """Hosts A and B, and the client C."""
+    require(len(hosts) > 2, f"two hosts and a client are needed, there is {' and '.join(HOSTS)}")
+    return Machines(*hosts[:3])
+
+
 @pytest.fixture(autouse=True)
-def _nothing_stays_on_the_machines(machines: Machines) -> Iterator[None]:
+def _nothing_stays_on_the_machines(hosts: list[Host]) -> Iterator[None]:
     """Each test leaves its machines as it found them."""
-    before = {host.name: host.traces() for host in machines}
+    before = {host.name: host.traces() for host in hosts}
     yield
-    after = {host.name: host.traces() for host in machines}
+    after = {host.name: host.traces() for host in hosts}
     left = {name: sorted(set(after[name]) - set(before[name])) for name in after}
     assert not any(left.values()), f"left behind: {left}"
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.vm.machines import CHECKOUT, Machines
+from tests.vm.machines import CHECKOUT, Host
 
 # There it is a session like any other, in a lab of its own.
 PYTEST = "env -u CKPT_VM_HOSTS /opt/ckpt/venv/bin/python -m pytest -q -p no:cacheprovider --timeout=600"
@@ -16,9 +16,9 @@ NO_FALLBACKS = "sysctl -w net.core.fb_tunnels_only_for_init_net"
 
 
 def test_every_kind_of_link_that_the_machine_has_is_copied(
-    machines: Machines, capsys: pytest.CaptureFixture[str]
+    hosts: list[Host], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    machine = machines.a
+    machine = hosts[0]
     machine.sh(f"{NO_FALLBACKS}=2")
     try:
         done = machine.run(f"cd {CHECKOUT} && {PYTEST} tests/net/test_every_kind.py {IPVS}", timeout=800)
