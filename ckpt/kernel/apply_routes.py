@@ -126,16 +126,18 @@ class RouteMaker:
         Those of IPv6 stand on addresses at which the kernel still is (``await_addresses``): meanwhile those of IPv4 are
         made, unless they lead through IPv6.
         """
-        ordered = differences.order_routes(step.routes)
-        apart = not any(route.family == 4 and differences.leads_through_ipv6(route) for route in ordered)
-        for families in ((4,), (6,)) if apart else ((4, 6),):
-            if 6 in families:
-                self.await_addresses()
-            self._set_routes(families, tuple(route for route in ordered if route.family in families), only=step.only)
+        four = tuple(route for route in step.routes if ":" not in route.destination)
+        if any(map(differences.leads_through_ipv6, four)):
+            self.await_addresses()
+            self._set_routes((4, 6), step.routes, only=step.only)
+            return
+        self._set_routes((4,), four, only=step.only)
+        self.await_addresses()
+        self._set_routes((6,), tuple(route for route in step.routes if ":" in route.destination), only=step.only)
 
     def _set_routes(self, families: Sequence[int], wanted: Sequence[Route], *, only: bool) -> None:
         extra, missing = self._await_own_routes(families, wanted, only=only)
-        for routes in differences.apart(missing):
+        for routes in differences.apart(differences.order_routes(missing)):
             said = self._target.inside.requests(self._route_message(route) for route in routes)
             for route, refusal in zip(routes, said, strict=True):
                 if refusal is not None:

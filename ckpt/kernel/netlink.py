@@ -10,13 +10,11 @@ does not know it leaves out, whereas here every attribute that the kernel sends 
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import socket
 import struct
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from ckpt.errors import NetworkError
 from ckpt.kernel.netns import entered
@@ -129,19 +127,10 @@ class Netlink:
         """Send (type, payload, flags) messages, each whatever became of those before it; what is said to each.
 
         Many go out at once, and the kernel answers those that it refuses and the last. For messages without replies.
-        It works them off before ``send`` returns: meanwhile the next are taken from ``messages``.
         """
-        chunks = _chunks(messages)
-        first = next(chunks, [])
-        if len(first) < _AT_ONCE:
-            return [said for chunk in itertools.chain((first,), chunks) for said in self._send_many(chunk)]
-        with ThreadPoolExecutor(1) as sender:
-            sent = [sender.submit(self._send_many, chunk) for chunk in itertools.chain((first,), chunks)]
-        return [said for one in sent for said in one.result()]
+        return [said for chunk in _chunks(messages) for said in self._send_many(chunk)]
 
     def _send_many(self, messages: Sequence[Message]) -> list[KernelRefusal | None]:
-        if not messages:
-            return []
         first = self._sequence + 1
         self._sequence += len(messages)
         parts: list[bytes] = []

@@ -266,6 +266,7 @@ def _encapsulation_bytes(hop: Route | Nexthop) -> bytes:
     )
 
 
+@functools.lru_cache(4096)  # ten thousand routes lead through few
 def _gateway_bytes(gateway: str, family: int) -> bytes:
     value = ip_bytes(gateway)
     version = 4 if len(value) == 4 else 6

@@ -114,9 +114,8 @@ _NEARNESS = {"host": 0, "link": 1}
 
 def order_routes(routes: Iterable[Route]) -> tuple[Route, ...]:
     """The order in which to add: what a gateway may be resolved through before what has one."""
-
-    def rank(route: Route) -> tuple[bool, int]:
-        through = bool(route.gateway or (route.nexthops and any(hop.gateway for hop in route.nexthops)))
-        return through, _NEARNESS.get(route.scope, 2)
-
-    return tuple(sorted(routes, key=rank))
+    ranked: dict[tuple[bool, int], list[Route]] = {}
+    for route in routes:
+        through = bool(route.gateway) or any(hop.gateway for hop in route.nexthops)
+        ranked.setdefault((through, _NEARNESS.get(route.scope, 2)), []).append(route)
+    return tuple(route for rank in sorted(ranked) for route in ranked[rank])
