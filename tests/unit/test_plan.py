@@ -190,10 +190,10 @@ def test_order_routes_puts_the_link_before_its_gateway() -> None:
     assert order_routes((default, through, near, own)) == (own, near, default, through)
 
 
-def test_order_addresses_reverses_ipv6_alone() -> None:
+def test_order_addresses_puts_ipv6_first_and_reverses_it() -> None:
     addresses = [Address(ifname="e", address=text) for text in ("10.0.0.1/8", "fd00::1/64", "10.0.0.2/8", "fd00::2/64")]
     ordered = [address.address for address in order_addresses(addresses)]
-    assert ordered == ["10.0.0.1/8", "10.0.0.2/8", "fd00::2/64", "fd00::1/64"]
+    assert ordered == ["fd00::2/64", "fd00::1/64", "10.0.0.1/8", "10.0.0.2/8"]
 
 
 def test_difference_ignores_time_that_runs_and_flags_that_nobody_can_set() -> None:
