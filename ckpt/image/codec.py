@@ -38,9 +38,9 @@ def check_codec(codec: str, level: int | None) -> int:
     return level
 
 
-def compress(codec: str, level: int, raw: bytes | bytearray) -> tuple[str, bytes | bytearray]:
+def compress(codec: str, level: int, raw: memoryview) -> tuple[str, bytes | memoryview]:
     """``raw`` stored with ``codec``, or as it is where that is not smaller: the codec that was used, and the bytes."""
-    stored = raw
+    stored: bytes | memoryview = raw
     if codec == "zstd":
         stored = _compressor(level).compress(raw)
     elif codec == "lz4":
@@ -49,8 +49,9 @@ def compress(codec: str, level: int, raw: bytes | bytearray) -> tuple[str, bytes
     return (codec, stored) if len(stored) < len(raw) else ("none", raw)
 
 
-def decompress(codec: str, stored: bytes, raw: int, place: Place) -> bytes:
+def decompress(codec: str, stored: bytes | bytearray, raw: int, place: Place) -> bytes | bytearray:
     """Exactly ``raw`` bytes from ``stored``; raises ImageError where they do not come out."""
+    data: bytes | bytearray
     try:
         if codec == "none":
             data = stored
@@ -68,7 +69,7 @@ def decompress(codec: str, stored: bytes, raw: int, place: Place) -> bytes:
     return data
 
 
-def _decompress_zstd(stored: bytes, raw: int) -> bytes:
+def _decompress_zstd(stored: bytes | bytearray, raw: int) -> bytes:
     # decompress() allocates what the zstd frame says of itself: hold that against the bounded length first.
     says = zstandard.get_frame_parameters(stored).content_size
     if says != raw:

@@ -2,18 +2,27 @@
 
 The directory is held open and every file is made in it by a plain name: new, never through a link, mode 0600. Nothing
 but the name and the bytes comes from the image. What fails half-way removes the files that it made.
+
+Large pieces are written by a thread, while the image is read on. One is enough: the kernel lets only one at a time
+write to a file, and CRIU's files of memory come one after the other.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Final
 
 from ckpt.errors import CkptError, ExistsError, NotFoundError, PermissionDeniedError
 from ckpt.image.stream import Event, FileClosed, FileData, FileOpened
 from ckpt.image.writer import storage_error
+
+_WORTH_A_THREAD: Final = 64 * 1024  # bytes of a piece
+_MOST_WAITING: Final = 3  # pieces
 
 
 def extract(events: Iterable[Event], directory: int | Path, done: Callable[[], None] = lambda: None) -> dict[str, int]:
@@ -28,17 +37,20 @@ def extract(events: Iterable[Event], directory: int | Path, done: Callable[[], N
         fd = directory if isinstance(directory, int) else _open_directory(directory, opened)
         files: dict[int, int] = {}
         opened.callback(_close_all, files)
+        writing = opened.enter_context(_Writing())
         for event in events:
             match event:
                 case FileOpened(file, name):
                     files[file] = _create(name, fd)
                     undo.callback(_remove, name, fd)
+                    lengths[name] = 0
                 case FileData(file, name, data):
-                    _write(files[file], data, name)
+                    writing.put(files[file], data, lengths[name], name)
+                    lengths[name] += len(data)
                     done()
-                case FileClosed(file, name, length):
+                case FileClosed(file, _, _):
+                    writing.finish()
                     os.close(files.pop(file))
-                    lengths[name] = length
         undo.pop_all()
     return lengths
 
@@ -60,13 +72,42 @@ def _create(name: str, directory: int) -> int:
         raise _failure(error, name) from error
 
 
-def _write(fd: int, data: bytes, name: str) -> None:
+class _Writing:
+    """Writes pieces of files where they belong; what one raises is raised by a later call."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "ckpt-extract")
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> _Writing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def put(self, fd: int, data: bytes | bytearray, offset: int, name: str) -> None:
+        """Have ``data`` written to ``fd`` at ``offset``."""
+        if len(data) < _WORTH_A_THREAD:
+            _write(fd, data, offset, name)
+            return
+        self._waiting.append(self._pool.submit(_write, fd, data, offset, name))
+        while len(self._waiting) > _MOST_WAITING:
+            self._waiting.popleft().result()
+
+    def finish(self) -> None:
+        """Return when all is written."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
+
+def _write(fd: int, data: bytes | bytearray, offset: int, name: str) -> None:
     left = memoryview(data)
     while left:
         try:
-            left = left[os.write(fd, left) :]
+            count = os.pwrite(fd, left, offset)
         except OSError as error:
             raise storage_error(error, f"{name} could not be extracted", os.fstat(fd).st_size) from error
+        left, offset = left[count:], offset + count
 
 
 def _failure(error: OSError, name: str) -> CkptError:

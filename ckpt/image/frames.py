@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from ckpt.errors import ImageError, StorageError
 from ckpt.image import layout, schema, wire
@@ -18,13 +18,12 @@ from ckpt.image.defect import Defect, Place
 from ckpt.image.layout import DIGEST_PREFIX, DIGEST_SIZE, PAYLOAD_PREFIX, TRAILER_PREFIX, TRAILER_SIZE, Head, Header
 from ckpt.records import dataclass
 
-if TYPE_CHECKING:
-    from hashlib import blake2b
-
 _READ = 64 * layout.KIB
 _DIGEST_ELEMENT = len(DIGEST_PREFIX) + DIGEST_SIZE
 _PAYLOAD_HEADER = len(PAYLOAD_PREFIX) + 4
 _AFTER_ITEMS = 2  # a frame's last two elements, digest and payload
+Taken = bytes | bytearray
+Payload = Taken | memoryview
 _TYPES: Final = {"int": int, "str": str, "bool": bool}
 _MAX_UINT = (1 << 63) - 1
 
@@ -52,7 +51,7 @@ class Frame:
     number: int
     head: Head
     digest: bytes
-    payload: bytes
+    payload: Taken
     length: int
     offset: int
     size: int
@@ -87,6 +86,11 @@ class Source:
 
     def take(self, size: int, place: Place) -> bytes:
         """Exactly the next ``size`` bytes (bounded by the caller); raises ImageError(code="image-truncated")."""
+        return bytes(self.take_payload(size, place))
+
+    def take_payload(self, size: int, place: Place) -> Taken:
+        """As ``take``, without a copy of what is large."""
+        taken: Taken
         if size <= len(self._ahead):
             taken, self._ahead = self._ahead[:size], self._ahead[size:]
         else:
@@ -99,7 +103,7 @@ class Source:
                 if not count:
                     raise place.error(Defect.TRUNCATED, f"the image ends at byte {self.position + have}")
                 have += count
-            taken = bytes(buffer)
+            taken = buffer
         self.position += size
         return taken
 
@@ -126,7 +130,7 @@ class Source:
 class FrameReader:
     """The frames of an image, in order, each checked against its digest; see images/FORMAT.md."""
 
-    def __init__(self, source: Source, place: Place, seed: blake2b) -> None:
+    def __init__(self, source: Source, place: Place, seed: layout.Digest) -> None:
         self.source = source
         self.place = place
         self.seed = seed
@@ -136,7 +140,7 @@ class FrameReader:
         """A reader behind the header, and the header; raises ImageError for what is no image of this version."""
         place = place.inside("header at byte 0")
         raw, header = read_header(source, place)
-        return cls(source, place, layout.digest(raw)), header
+        return cls(source, place, layout.digest(header.digest, raw)), header
 
     def next(self, *, skip: bool = False, unchecked: bool = False) -> Frame | Trailer:
         """The next frame, or the trailer. With ``skip`` a chunk's payload is passed over, its digest not checked.
@@ -160,7 +164,7 @@ class FrameReader:
         if skip and isinstance(head, layout.ChunkHead):
             self.source.skip(length, place)
             return Frame(number, head, digest, b"", length, offset, size)
-        payload = self.source.take(length, place)
+        payload = self.source.take_payload(length, place)
         frame = Frame(number, head, digest, payload, length, offset, size, head_bytes)
         if unchecked and isinstance(head, layout.ChunkHead):
             return frame
@@ -197,8 +201,8 @@ def read_header(source: Source, place: Place) -> tuple[bytes, Header]:
     if begin != layout.MAGIC:
         raise place.error(Defect.VERSION, _other_version(version, found))
     header = schema.decode(Header, found, "header", place)
-    if header.digest != layout.DIGEST:
-        raise place.error(Defect.ALGORITHM, f"{header.digest[:32]!r}; this ckpt knows {layout.DIGEST}")
+    if header.digest not in layout.DIGESTS:
+        raise place.error(Defect.ALGORITHM, f"{header.digest[:32]!r}; this ckpt knows {', '.join(layout.DIGESTS)}")
     return source.take(end, place), header
 
 
@@ -254,7 +258,7 @@ def describe(number: int, head: Head, offset: int) -> str:
     return f"frame {number} ({head.TYPE}{named}) at byte {offset}"
 
 
-def frame_digest(seed: blake2b, head: bytes, payload: bytes | bytearray) -> bytes:
+def frame_digest(seed: layout.Digest, head: bytes, payload: Payload) -> bytes:
     """The digest of a frame: its head's bytes, its payload with the payload's length, all seeded with the header."""
     running = seed.copy()
     running.update(head)
@@ -263,7 +267,7 @@ def frame_digest(seed: blake2b, head: bytes, payload: bytes | bytearray) -> byte
     return running.digest()
 
 
-def seal(seed: blake2b, number: int, head: Head, payload: bytes | bytearray) -> tuple[bytes, bytes]:
+def seal(seed: layout.Digest, number: int, head: Head, payload: Payload) -> tuple[bytes, bytes]:
     """A frame's bytes up to its payload, and its digest."""
     values = (getattr(head, field.name) for field in fields(head))
     packed = wire.pack_head((head.TYPE, number, *values), _AFTER_ITEMS)

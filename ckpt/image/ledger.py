@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from array import array
 from dataclasses import field
-from typing import TYPE_CHECKING
 
 from ckpt.image import layout
 from ckpt.image.codec import CODECS
@@ -29,9 +28,6 @@ from ckpt.image.layout import (
 )
 from ckpt.records import dataclass
 
-if TYPE_CHECKING:
-    from hashlib import blake2b
-
 
 @dataclass(slots=True)
 class _File:
@@ -47,7 +43,7 @@ class _File:
 class Ledger:
     """What an image holds so far. ``admit`` and ``record`` raise ImageError where a frame breaks the format."""
 
-    def __init__(self, header: layout.Header, seed: blake2b) -> None:
+    def __init__(self, header: layout.Header, seed: layout.Digest) -> None:
         self._id = header.id
         self._digest = seed.copy()
         self._section_names: set[str] = set()

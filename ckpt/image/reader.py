@@ -168,7 +168,7 @@ class Reader:
             raise place.error(Defect.INDEX, "the trailer stands here")
         return frame, place.inside(describe(frame.number, frame.head, offset))
 
-    def _chunks(self, number: int, entry: FileEntry) -> Iterator[bytes]:
+    def _chunks(self, number: int, entry: FileEntry) -> Iterator[bytes | bytearray]:
         length = before = 0
         for offset in unpack_offsets(entry.chunks):
             if offset <= before:
@@ -231,7 +231,7 @@ class ImageFile(io.RawIOBase):
     ImageError otherwise.
     """
 
-    def __init__(self, entry: FileEntry, chunks: Iterator[bytes]) -> None:
+    def __init__(self, entry: FileEntry, chunks: Iterator[bytes | bytearray]) -> None:
         self.name = entry.name
         self.length = entry.length
         self._chunks = chunks
@@ -241,7 +241,7 @@ class ImageFile(io.RawIOBase):
         """Always."""
         return True
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self) -> Iterator[bytes | bytearray]:
         """The rest of the file in pieces of at most 4 MiB: the cheapest way to read all of it."""
         if self._left:
             yield bytes(self._left)

@@ -55,7 +55,7 @@ class FileData:
 
     file: int
     name: str
-    data: bytes
+    data: bytes | bytearray
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Sections:
         return schema.decode(record, self.map(name), name, self._place)
 
 
-def decode_map(payload: bytes, place: Place) -> dict[str, object]:
+def decode_map(payload: bytes | bytearray, place: Place) -> dict[str, object]:
     """The map with str keys that a section's payload has to be."""
     value = wire.unpack(payload, place)
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
@@ -209,7 +209,7 @@ class StreamReader:
             case SectionHead(name, optional):
                 self.sections.refuse_unknown(name, optional)
                 decode_map(frame.payload, place)
-                self.sections.put(name, frame.payload)
+                self.sections.put(name, bytes(frame.payload))
             case FileHead(file, name):
                 return FileOpened(file, name)
             case ChunkHead(file, raw, codec) if not skip:

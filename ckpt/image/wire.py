@@ -58,7 +58,7 @@ def pack(value: object) -> bytes:
     return packed
 
 
-def unpack(data: bytes, place: Place, limit: int = MAX_SECTION) -> object:
+def unpack(data: bytes | bytearray, place: Place, limit: int = MAX_SECTION) -> object:
     """The one msgpack value that fills ``data``; raises ImageError where it is not that, or is beyond the limits."""
     if len(data) > limit:
         raise place.error(Defect.LIMIT, f"{len(data)} bytes of msgpack, at most {limit}")

@@ -1,19 +1,24 @@
 """Writes an image: records and CRIU's files in, one stream of frames out.
 
-Data flows in one direction and in order. ``FileWriter.write`` gathers a file's bytes into chunks; each chunk goes to
-a small pool of threads that compresses and digests it (both leave the interpreter free); the frames come out of a
-queue in the order in which they went in, and are written by the thread that called. The queue is short and the bytes
-that open files hold back are bounded, so memory does not grow with the group. The stream needs nothing but ``write``:
-a pipe will do. What a failure leaves is an image without an end, which every reader refuses.
+Data flows in one direction and in order. ``FileWriter`` gathers a file's bytes into chunks, and reads them to where
+they stay until they are written; each chunk goes to a small pool of threads that compresses and digests it (both leave
+the interpreter free); the frames come out of a queue in the order in which they went in. Into a file they are written
+by one more thread, so that who brings memory does not wait for the file system; into anything else by the thread that
+called, which a signal can interrupt where nobody reads. The queue is short and the memory that open files hold is
+bounded and used again, so it does not grow with the group. The stream needs nothing but ``write``: a pipe will do. What
+a failure leaves is an image without an end, which every reader refuses.
 """
 
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import secrets
+import stat
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol
@@ -23,16 +28,19 @@ from ckpt.errors import CkptError, StorageError
 from ckpt.image import frames, layout, schema, wire
 from ckpt.image.codec import check_codec, compress
 from ckpt.image.defect import Defect, Place
+from ckpt.image.frames import Payload
 from ckpt.image.layout import ChunkHead, CloseHead, FileHead, Head, Header, IndexHead, SectionHead, Summary
 from ckpt.image.ledger import Ledger
+from ckpt.records import dataclass
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 _MOST_THREADS: Final = 4
-_MAX_HELD: Final = 16 * layout.MIB  # bytes that all open files together hold back for their next chunks
+_MAX_HOLDING: Final = 16  # open files that hold back bytes for their next chunks, each in a buffer of its own
+_LAG: Final = 2  # chunks that may wait for the file system, besides those that are compressed
 
-_Sealed = tuple[Head, bytes, bytes | bytearray, bytes]  # head, the frame's bytes up to its payload, payload, digest
+_Sealed = tuple[Head, bytes, Payload, bytes]  # head, the frame's bytes up to its payload, payload, digest
 
 
 class Writable(Protocol):
@@ -67,17 +75,19 @@ class Writer:
         self._number = 0
         self._files = 0
         self._open: set[FileWriter] = set()
-        self._held = 0
-        self._queue: deque[Future[_Sealed]] = deque()
+        self._holding: dict[FileWriter, None] = {}
+        self._free: list[memoryview] = []
+        self._queue: deque[_Pending] = deque()
         threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
-        self._in_flight = threads + 1
         self._pool = ThreadPoolExecutor(threads, "ckpt-image")
-        self.scratch = memoryview(bytearray(layout.CHUNK))
+        self._out_pool = ThreadPoolExecutor(1, "ckpt-image-out") if _is_file(out) else None
+        self._in_flight = threads + 1 + (_LAG if self._out_pool else 0)
+        self._failed = False
         self.header = Header(
             id=secrets.token_hex(16), created=time.time(), ckpt=__version__, digest=layout.DIGEST, codec=codec
         )
         raw = frames.seal_header(self.header)
-        self._seed = layout.digest(raw)
+        self._seed = layout.digest(self.header.digest, raw)
         self._ledger = Ledger(self.header, self._seed)
         self._write(raw)
 
@@ -87,7 +97,7 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._end(cancel=True)
 
     @property
     def written(self) -> int:
@@ -135,11 +145,11 @@ class Writer:
         self._drain(0)
         trailer = self._ledger.trailer(offset)
         self._write(frames.seal_trailer(trailer))
-        self._pool.shutdown()
+        self._end(cancel=False)
         return self._ledger.summary(trailer, self._written)
 
-    def put_chunk(self, file: int, raw: bytes | bytearray) -> None:
-        """Queue ``raw``, which nobody changes any more, as the next chunk of the file ``file`` (for FileWriter)."""
+    def put_chunk(self, file: int, raw: memoryview, buffer: memoryview) -> None:
+        """Queue ``raw``, a part of ``buffer`` that nobody changes any more, as the next chunk (for FileWriter)."""
         self._admit(ChunkHead(file, len(raw), self._codec), 0, self._place)
         number, codec, level = self._number, self._codec, self._level
 
@@ -149,41 +159,74 @@ class Writer:
             sealed, digest = frames.seal(self._seed, number, head, stored)
             return head, sealed, stored, digest
 
-        self._queue.append(self._pool.submit(seal))
-        self._drain(self._in_flight)
+        self._queue_frame(self._pool.submit(seal), buffer)
 
     def put_close(self, file: FileWriter, head: CloseHead) -> None:
         """Queue the end of ``file`` (for FileWriter)."""
         self._put(head, b"", self._place)
         self._open.remove(file)
 
-    def hold(self, more: int) -> None:
-        """The open files hold back ``more`` bytes (fewer, when negative); when it gets too much, the largest goes."""
-        self._held += more
-        if self._held > _MAX_HELD:
-            max(self._open, key=lambda file: file.held).flush()
+    def take_buffer(self, file: FileWriter) -> memoryview:
+        """Room for a chunk of ``file``, which holds it until ``put_chunk``; when too many do, one gives up its own."""
+        if len(self._holding) >= _MAX_HOLDING:
+            max(self._holding, key=lambda file: file.held).flush()
+        self._holding[file] = None
+        # Memory of the kernel's, not of the interpreter's, which would have it cleared anew for each chunk.
+        return self._free.pop() if self._free else memoryview(mmap.mmap(-1, layout.CHUNK))
+
+    def give_up(self, file: FileWriter) -> None:
+        """``file`` holds no buffer any more (for FileWriter)."""
+        del self._holding[file]
+
+    def spare(self, buffer: memoryview) -> None:
+        """``buffer`` was not needed (for FileWriter)."""
+        self._free.append(buffer)
 
     def _put(self, head: Head, payload: bytes, place: Place) -> None:
         self._admit(head, len(payload), place)
         sealed, digest = frames.seal(self._seed, self._number, head, payload)
         done: Future[_Sealed] = Future()
         done.set_result((head, sealed, payload, digest))
-        self._queue.append(done)
-        self._drain(self._in_flight)
+        self._queue_frame(done)
 
     def _admit(self, head: Head, length: int, place: Place) -> None:
         self._ledger.admit(head, length, place)
         self._number += 1
 
+    def _queue_frame(self, frame: Future[_Sealed], buffer: memoryview | None = None) -> None:
+        if self._out_pool is None:
+            self._queue.append(_Pending(frame, lambda: self._finish_frame(frame, buffer)))
+        else:
+            writing = self._out_pool.submit(self._finish_frame, frame, buffer)
+            self._queue.append(_Pending(writing, writing.result))
+        self._drain(self._in_flight)
+
     def _drain(self, leave: int) -> None:
-        while len(self._queue) > leave or (self._queue and self._queue[0].done()):
-            head, sealed, payload, digest = self._queue.popleft().result()
+        while len(self._queue) > leave or (self._queue and self._queue[0].awaited.done()):
+            self._queue.popleft().finish()
+
+    def _finish_frame(self, frame: Future[_Sealed], buffer: memoryview | None) -> None:
+        """Write a frame when it is ready; those after one that failed are not."""
+        if self._failed:
+            return
+        try:
+            head, sealed, payload, digest = frame.result()
             offset = self._written
             self._write(sealed)
             self._write(payload)
             self._ledger.record(head, offset, len(payload), digest)
+        except BaseException:
+            self._failed = True
+            raise
+        if buffer is not None:
+            self._free.append(buffer)
 
-    def _write(self, data: bytes | bytearray) -> None:
+    def _end(self, *, cancel: bool) -> None:
+        for pool in (self._out_pool, self._pool):
+            if pool is not None:
+                pool.shutdown(wait=True, cancel_futures=cancel)
+
+    def _write(self, data: Payload) -> None:
         left = memoryview(data)
         while left:
             try:
@@ -200,6 +243,14 @@ class Writer:
             self._written += count
 
 
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A frame on its way: ``finish`` sees to it that it is written, at once when what is ``awaited`` is done."""
+
+    awaited: Future[_Sealed] | Future[None]
+    finish: Callable[[], None]
+
+
 class FileWriter:
     """A file inside an image being written. Use it as a context manager, or call ``close``."""
 
@@ -207,7 +258,8 @@ class FileWriter:
         self.name = name
         self._writer = writer
         self._number = number
-        self._buffer = bytearray()
+        self._buffer: memoryview | None = None
+        self._filled = 0
         self._length = 0
         self._chunks = 0
         self._closed = False
@@ -224,41 +276,55 @@ class FileWriter:
     @property
     def held(self) -> int:
         """Bytes held back for the next chunk."""
-        return len(self._buffer)
+        return self._filled
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Append ``data``, which may be changed afterwards; how many bytes it has."""
-        if self._closed:
-            raise ValueError("write to a closed file")
-        view = memoryview(data).cast("B")
-        for start in range(0, len(view), layout.CHUNK):
-            self._append(view[start : start + layout.CHUNK])
-        return len(view)
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while left:
+            room = self._room()
+            count = min(len(room), len(left))
+            room[:count] = left[:count]
+            left = left[count:]
+            self._fill(count)
+        return size
 
     def take(self, fd: int) -> int:
         """Append what one read from ``fd`` gives; how many bytes, 0 at its end."""
         try:
-            count = os.readv(fd, [self._writer.scratch])
+            count = os.readv(fd, [self._room()])
         except OSError as error:
             raise _read_error(error) from error
-        return self.write(self._writer.scratch[:count])
+        self._fill(count)
+        return count
 
-    def _append(self, view: memoryview) -> None:
-        room = layout.CHUNK - len(self._buffer)
-        for part in (view[:room], view[room:]):
-            self._buffer += part
-            self._writer.hold(len(part))
-            if len(self._buffer) == layout.CHUNK:
-                self.flush()
+    def _room(self) -> memoryview:
+        """Where the next bytes go; never empty."""
+        if self._closed:
+            raise ValueError("write to a closed file")
+        if self._buffer is None:
+            self._buffer = self._writer.take_buffer(self)
+        return self._buffer[self._filled :]
+
+    def _fill(self, count: int) -> None:
+        self._filled += count
+        if self._filled == layout.CHUNK:
+            self.flush()
 
     def flush(self) -> None:
         """Make a chunk of what is held back."""
-        if self._buffer:
-            raw, self._buffer = self._buffer, bytearray()  # given away, not copied
+        if self._buffer is None:
+            return
+        buffer, raw = self._buffer, self._buffer[: self._filled]
+        self._buffer, self._filled = None, 0
+        self._writer.give_up(self)
+        if raw:
             self._length += len(raw)
             self._chunks += 1
-            self._writer.hold(-len(raw))
-            self._writer.put_chunk(self._number, raw)
+            self._writer.put_chunk(self._number, raw, buffer)
+        else:
+            self._writer.spare(buffer)
 
     def close(self) -> None:
         """End the file. Again is nothing."""
@@ -266,6 +332,14 @@ class FileWriter:
             self.flush()
             self._closed = True
             self._writer.put_close(self, CloseHead(self._number, self._length, self._chunks))
+
+
+def _is_file(out: Writable) -> bool:
+    """Whether nobody has to read what is written, that it goes on."""
+    try:
+        return stat.S_ISREG(os.fstat(out.fileno()).st_mode)  # type: ignore[attr-defined]  # few streams have it
+    except (AttributeError, OSError, ValueError):
+        return False
 
 
 def _read(source: Source) -> bytes:

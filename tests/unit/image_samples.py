@@ -84,14 +84,14 @@ def take_apart(image: bytes) -> Parts:
     names = ("id", "created", "ckpt", "digest", "codec")
     parts = Parts(["ckpt", layout.VERSION, {name: getattr(header, name) for name in names}])
     while not isinstance(frame := reader.next(), Trailer):
-        parts.frames.append((frame.head, frame.payload))
+        parts.frames.append((frame.head, bytes(frame.payload)))
     return parts
 
 
 def put_together(parts: Parts, numbers: Sequence[int] | None = None) -> bytes:
     """The image of ``parts`` with every digest right; ``numbers`` are those of the frames (from 1 on when None)."""
     image = pack_head(parts.header, 0)
-    seed = layout.digest(image)
+    seed = layout.digest(_digest_of(parts), image)
     whole = seed.copy()
     offset = 0
     for number, (head, payload) in zip(numbers or range(1, len(parts.frames) + 1), parts.frames, strict=True):
@@ -103,13 +103,20 @@ def put_together(parts: Parts, numbers: Sequence[int] | None = None) -> bytes:
     return image + seal_trailer(Trailer(offset, whole.digest()))
 
 
+def _digest_of(parts: Parts) -> str:
+    """The digest that the header names, or the first that there was where it names none that there is."""
+    header = parts.header[2]
+    named = header.get("digest") if isinstance(header, dict) else None
+    return named if isinstance(named, str) and named in layout.DIGESTS else "blake2b-256"
+
+
 def put_index(parts: Parts) -> None:
     """Give ``parts`` the index that fits its frames, whatever they are."""
     at = parts.find(layout.IndexHead)
     sections: list[object] = []
     files: list[dict[str, object]] = []
     offset = len(pack_head(parts.header, 0))
-    seed = layout.digest()
+    seed = layout.digest(_digest_of(parts))
     for number, (head, payload) in enumerate(parts.frames[:at], 1):
         if isinstance(head, layout.SectionHead):
             optional = {"optional": True} if head.optional else {}
