@@ -34,8 +34,22 @@ from ckpt.holding import SignalHold
 from ckpt.image import Reader
 from ckpt.image.frames import Readable
 from ckpt.incoming import ImageSource, StreamedImage
-from ckpt.kernel import adopter, arp, criu, criu_images, datagrams, host, mntns, netns, proc, repeating, sockdiag
-from ckpt.kernel.syscalls import PR_SET_CHILD_SUBREAPER, prctl
+from ckpt.kernel import (
+    adopter,
+    arp,
+    criu,
+    criu_images,
+    datagrams,
+    host,
+    mntns,
+    netns,
+    proc,
+    remains,
+    repeating,
+    sockdiag,
+    tmpfs,
+)
+from ckpt.kernel.syscalls import PR_SET_CHILD_SUBREAPER, keep_freed_memory, prctl
 from ckpt.mapping import NO_MAPPING, Mapping
 from ckpt.model.checkpoint import Checkpoint, InheritedFile
 from ckpt.model.finding import Finding, refuse_blocked
@@ -289,8 +303,7 @@ class _Restore:
         # The undo comes first: what it removes must be gone when the namespaces are let go.
         with contextlib.ExitStack() as passing, self._undo:
             self._operation.note(image_id=self._reader.header.id)
-            images = self._extract(progress)
-            passing.callback(shutil.rmtree, images, ignore_errors=True)
+            images = self._extract(progress, passing)
             try:
                 self._backups = placing.place(
                     self._checkpoint,
@@ -327,33 +340,50 @@ class _Restore:
             )
         return rebuild(self._checkpoint, self._operation, passing, self._undo, mute=self._arrival.moves)
 
-    def _extract(self, progress: Progress) -> Path:
+    def _extract(self, progress: Progress, passing: contextlib.ExitStack) -> Path:
         """CRIU's files in a directory of their own: in memory, or beside the image if that can be written."""
+        directory = self._in_memory(passing) or self._on_disk(passing)
+        keep_freed_memory()
+        self._reader.extract(directory, progress=lambda done, total: progress("reading", done, total))
+        return directory
+
+    def _in_memory(self, passing: contextlib.ExitStack) -> Path | None:
+        """A directory that touches no disk; None where there is no room, or nobody knows how much it takes."""
+        if self._pages is None or host.memory_available() <= 2 * self._pages + _SPARE_BYTES:
+            return None
+        try:
+            directory = tmpfs.detached(2 * self._pages + _SPARE_BYTES)
+        except OSError as error:
+            _log.info("no directory in memory: %s", error.strerror)
+            return None
+        passing.callback(os.close, directory)
+        # No path leads there. By the mark CRIU is found, should ckpt be killed and CRIU not end by itself.
+        mark = registry.state_dir() / f".{self._operation.id}.criu-{secrets.token_hex(4)}"
+        self._operation.note(directories=[str(mark)])
+        images = Path(f"/proc/self/fd/{directory}")
+        (images / remains.mark(mark)).touch()
+        return images
+
+    def _on_disk(self, passing: contextlib.ExitStack) -> Path:
         failure: OSError | None = None
         for place in self._places():
             directory = place / f".{self._image.name[-_NAME_BYTES:]}.criu-{secrets.token_hex(4)}"
             self._operation.note(directories=[str(directory)])
             try:
                 directory.mkdir(mode=0o700)
-                break
             except OSError as error:
                 failure = error
-        else:
-            raise StorageError("there is no directory to unpack CRIU's files in", code="storage-write") from failure
-        try:
-            self._reader.extract(directory, progress=lambda done, total: progress("reading", done, total))
-        except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
-            raise
-        return directory
+                continue
+            passing.callback(shutil.rmtree, directory, ignore_errors=True)
+            return directory
+        raise StorageError("there is no directory to unpack CRIU's files in", code="storage-write") from failure
 
     def _places(self) -> Iterator[Path]:
-        passing = registry.directory("")
-        if _has_room(passing, self._pages) and (not self._image.is_absolute() or _is_memory(passing, self._pages)):
-            # It need not touch a disk.
-            yield passing
         if self._image.is_absolute():
             yield self._image.parent
+        elif _has_room(passing := registry.directory(""), self._pages):
+            # It need not touch a disk.
+            yield passing
         IMAGES.mkdir(mode=0o700, parents=True, exist_ok=True)
         yield IMAGES
         yield Path(tempfile.gettempdir())
@@ -561,12 +591,6 @@ def _has_room(directory: Path, pages: int | None) -> bool:
     """Whether CRIU's files fit there well, the more so as it may be memory that they lie in."""
     found = os.statvfs(directory)
     return pages is not None and found.f_bavail * found.f_frsize > 2 * pages + _SPARE_BYTES
-
-
-def _is_memory(directory: Path, pages: int | None) -> bool:
-    """Whether what lies there is in memory, of which there is enough for that and for the group besides."""
-    enough = pages is not None and host.memory_available() > 2 * pages + _SPARE_BYTES
-    return enough and mntns.kind_of(directory) == "tmpfs"
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from ckpt.carrying import Carried
 from ckpt.handover import Handover
 from ckpt.image import FileWriter, Summary, Writer
 from ckpt.kernel.criu_pages import PagePipes
+from ckpt.kernel.syscalls import keep_freed_memory
 from ckpt.model.checkpoint import Checkpoint
 
 _PIPES = 200
@@ -66,6 +67,7 @@ class Writing:
 
     def begin(self, checkpoint: Checkpoint) -> None:
         """Write the records."""
+        keep_freed_memory()
         self._pages = sum(process.memory.private for process in checkpoint.processes)
         out = self._stack.enter_context(self._handover.image(self._path, force=self._force, pages=self._pages))
         self._writer = self._stack.enter_context(Writer(out, self._codec, label=str(self._path)))

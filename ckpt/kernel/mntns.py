@@ -66,13 +66,6 @@ def _read(pid: int | str) -> list[_Line]:
     return lines
 
 
-def kind_of(path: Path) -> str:
-    """The kind of file system that ``path`` lies in; empty where that cannot be told."""
-    device = os.stat(path).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    return next((line.kind for line in _read("self") if line.device == number), "")
-
-
 def _plain(word: str) -> str:
     """A path of mountinfo without the kernel's octal escapes of blanks and backslashes."""
     for escape, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):

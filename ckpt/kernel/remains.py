@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,11 @@ STUCK_SECONDS = 2.0
 _POLL_SECONDS = 0.02
 
 
+def mark(directory: Path) -> str:
+    """The name of a file by which a directory that no path leads to is told to be ``directory``."""
+    return f"{directory.name}.mark"
+
+
 def crius_in(directories: Sequence[Path]) -> tuple[int, ...]:
     """The PIDs of the CRIUs that hold one of ``directories`` open, and of what they are about to restore."""
     wanted = set()
@@ -32,9 +38,8 @@ def crius_in(directories: Sequence[Path]) -> tuple[int, ...]:
         with contextlib.suppress(OSError):
             found = directory.stat()
             wanted.add((found.st_dev, found.st_ino))
-    if not wanted:
-        return ()
-    return tuple(pid for pid in _pids() if _holds(pid, wanted) and _is_criu(pid))
+    marks = [mark(directory) for directory in directories]
+    return tuple(pid for pid in _pids() if _is_criu(pid) and _holds(pid, wanted, marks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +150,7 @@ def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
 
 
-def _holds(pid: int, wanted: set[tuple[int, int]]) -> bool:
+def _holds(pid: int, wanted: set[tuple[int, int]], marks: Sequence[str] = ()) -> bool:
     try:
         fds = os.listdir(f"/proc/{pid}/fd")
     except OSError:
@@ -154,6 +159,8 @@ def _holds(pid: int, wanted: set[tuple[int, int]]) -> bool:
         with contextlib.suppress(OSError):
             found = os.stat(f"/proc/{pid}/{place}")
             if (found.st_dev, found.st_ino) in wanted:
+                return True
+            if stat.S_ISDIR(found.st_mode) and any(os.path.lexists(f"/proc/{pid}/{place}/{one}") for one in marks):
                 return True
     return False
 

@@ -6,6 +6,7 @@ File descriptors that are made here are close-on-exec, as the kernel makes them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -27,13 +28,25 @@ MS_REC = 0x4000
 MS_PRIVATE = 0x40000
 MS_SLAVE = 0x80000
 MNT_DETACH = 0x2
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
 
 PR_SET_PDEATHSIG = 1
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 
 # The numbers of calls added since Linux 5.1 are the same on every architecture.
+_SYS_FSOPEN = 430
+_SYS_FSCONFIG = 431
+_SYS_FSMOUNT = 432
 _SYS_PIDFD_GETFD = 438
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+
+_CLOEXEC = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_CMD_CREATE = 6
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
@@ -82,6 +95,41 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
 def umount2(target: str, flags: int = 0) -> None:
     """Detach a mount (umount2(2))."""
     _checked(_libc.umount2(ctypes.c_char_p(os.fsencode(target)), ctypes.c_int(flags)), f"umount2 {target}")
+
+
+def fsopen(kind: str) -> int:
+    """The beginnings of a file system (fsopen(2))."""
+    number = ctypes.c_long(_SYS_FSOPEN)
+    return _checked(_libc.syscall(number, ctypes.c_char_p(kind.encode()), ctypes.c_uint(_CLOEXEC)), "fsopen")
+
+
+def fsconfig_set(context: int, key: str, value: str) -> None:
+    """Give a file system that is made one of its options (fsconfig(2), FSCONFIG_SET_STRING)."""
+    words = (ctypes.c_char_p(key.encode()), ctypes.c_char_p(value.encode()))
+    number, command = ctypes.c_long(_SYS_FSCONFIG), ctypes.c_uint(_FSCONFIG_SET_STRING)
+    _checked(_libc.syscall(number, ctypes.c_int(context), command, *words, ctypes.c_int(0)), f"fsconfig {key}")
+
+
+def fsconfig_create(context: int) -> None:
+    """Make the file system (fsconfig(2), FSCONFIG_CMD_CREATE)."""
+    number, command, none = ctypes.c_long(_SYS_FSCONFIG), ctypes.c_uint(_FSCONFIG_CMD_CREATE), ctypes.c_void_p(None)
+    _checked(_libc.syscall(number, ctypes.c_int(context), command, none, none, ctypes.c_int(0)), "fsconfig")
+
+
+def fsmount(context: int, attributes: int) -> int:
+    """A mount of a file system that was made, attached to nothing (fsmount(2)); ``attributes`` are MOUNT_ATTR_*."""
+    flags = (ctypes.c_uint(_CLOEXEC), ctypes.c_uint(attributes))
+    return _checked(_libc.syscall(ctypes.c_long(_SYS_FSMOUNT), ctypes.c_int(context), *flags), "fsmount")
+
+
+def keep_freed_memory(size: int = 16 << 20) -> None:
+    """Have the C library give no memory back to the kernel below ``size`` bytes of it (mallopt(3)).
+
+    What is freed and taken again for each piece of a large image would have to be cleared by the kernel each time.
+    """
+    with contextlib.suppress(AttributeError):  # not every C library has it
+        for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            _libc.mallopt(ctypes.c_int(option), ctypes.c_int(size))
 
 
 def prctl(option: int, argument: int) -> None:

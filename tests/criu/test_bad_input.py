@@ -14,12 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from ckpt import registry
+from ckpt import registry, restore
 from ckpt.dump import dump_group
 from ckpt.errors import CkptError
 from ckpt.kernel import outside, syscalls
 from ckpt.restore import restore_group
-from ckpt.stop import stop_group
 from tests import lab
 from tests.conftest import require
 from tests.criu.groups import Group, Starter, python
@@ -387,27 +386,22 @@ def test_restore_image_that_cannot_be_read(directories: Path) -> None:
     )
 
 
-def test_restore_unpacks_in_memory_where_there_is_room(
-    start: Starter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with room(tmp_path / "passing", 1 << 30) as passing, monkeypatch.context() as changed:
-        changed.setenv("CKPT_STATE_DIR", str(passing))
-        group = start.stream_server()
-        with group.stream() as stream:
-            stream.progress()
-            report = group.dump()
-            with room(tmp_path / "small", report.size + (1 << 20)) as small:
-                group.image = Path(shutil.copy(group.image, small))
-                group.restore()
-                assert list(small.iterdir()) == [group.image]
-            assert [path for path in passing.iterdir() if ".criu-" in path.name] == []
-            stream.progress()
-            stream.finish()
-        assert isinstance(group.target, str)
-        stop_group(group.target, timeout=0)
+def test_restore_unpacks_in_memory_where_there_is_room(start: Starter, tmp_path: Path) -> None:
+    group = start.stream_server()
+    with group.stream() as stream:
+        stream.progress()
+        report = group.dump()
+        with room(tmp_path / "small", report.size + (1 << 20)) as small:
+            group.image = Path(shutil.copy(group.image, small))
+            group.restore()
+            assert list(small.iterdir()) == [group.image]
+        stream.progress()
+        stream.finish()
 
 
-def test_restore_no_space_left_to_unpack(start: Starter, tmp_path: Path) -> None:
+def test_restore_no_space_left_to_unpack(start: Starter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No machine has that much memory to spare.
+    monkeypatch.setattr(restore, "_SPARE_BYTES", 1 << 60)
     group = start.stream_server()
     with group.stream() as stream:
         stream.progress()
