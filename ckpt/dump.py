@@ -44,6 +44,7 @@ from ckpt.kernel import (
     rtnl_group,
     sockdiag,
     takedown,
+    tmpfs,
 )
 from ckpt.kernel.group_lock import GroupLock
 from ckpt.kernel.lock import NetworkLock
@@ -66,6 +67,8 @@ Progress = Callable[[str, int, int | None], None]
 
 IMAGES = Path("/var/lib/ckpt")
 """Where an image goes that was given no name."""
+
+_SPARE_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +268,6 @@ class _Dump:
     def run(self, warnings: tuple[str, ...]) -> DumpReport:
         """All of the dump, in order."""
         self._spaces = spaces.opened(self._facts, self._cleanup)
-        self._host = host.read_host(criu.version(self._program))
         self._make_directories()
         self._notes = self._take_notes()
         self._turn = Turn(self._cleanup)
@@ -292,13 +294,18 @@ class _Dump:
     # -- before the freeze ---------------------------------------------------------------------------------------
 
     def _make_directories(self) -> None:
-        """One for CRIU's images beside the image of ours, one for its log elsewhere: a full disk is to be told of."""
+        """One for CRIU's images beside the image of ours, one for its log elsewhere: a full disk is to be told of.
+
+        The images of a group that runs on are in memory until it does, where there is room.
+        """
         mark = f"criu-{secrets.token_hex(4)}"
         self._images = self._path.with_name(f".{self._path.name}.{mark}")
         self._work = registry.state_dir() / f".{self._operation.id}.{mark}"
-        directories = [str(self._images), str(self._work)]
-        self._operation.note(directories=directories, task=self._root, task_start_time=self._start_time())
-        for directory in (self._images, self._work):
+        # Also when it is not made: by its name the unfinished image beside it is found.
+        noted = [str(self._images), str(self._work)]
+        self._operation.note(directories=noted, task=self._root, task_start_time=self._start_time())
+        in_memory = self._options.leave_running and self._in_memory()
+        for directory in (self._work,) if in_memory else (self._images, self._work):
             try:
                 directory.mkdir(mode=0o700)
             except OSError as error:
@@ -306,6 +313,21 @@ class _Dump:
                     f"cannot write in {directory.parent}", code="storage-write", details=os.strerror(error.errno or 0)
                 ) from error
             self._cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
+
+    def _in_memory(self) -> bool:
+        """Have CRIU's images in memory, unless there is little, or files travel along whose size nobody knows."""
+        memory = sum(process.memory.private for process in self._facts.processes)
+        room = 2 * memory + carrying.ALTOGETHER + _SPARE_BYTES
+        if self._options.with_files or self._options.open_files is OpenFiles.ALL or host.memory_available() <= room:
+            return False
+        try:
+            directory = tmpfs.detached(room)
+        except OSError as error:
+            _log.info("no directory in memory: %s", error.strerror)
+            return False
+        self._cleanup.callback(os.close, directory)
+        self._images = Path(f"/proc/self/fd/{directory}")
+        return True
 
     def _start_time(self) -> int:
         return self._facts.processes[0].start_time
@@ -361,6 +383,7 @@ class _Dump:
             places = {"images_dir_fd": images, "work_dir_fd": stack.enter_context(criu.images_directory(self._work))}
             request = criu.dump_request(self._program, {**places, **self._criu_options()})
             self._swrk = stack.enter_context(criu.Swrk(self._program, launch, died=self._rescue))
+            self._host = host.read_host(self._swrk.version())
             self._image = stack.enter_context(self._writing())
             self._swrk.request(request, self._notify, self._image)
 

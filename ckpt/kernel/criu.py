@@ -63,6 +63,9 @@ class Stage(enum.StrEnum):
     POST_RESUME = "post-resume"
 
 
+Version = tuple[int, int, int]
+"""Major, minor, sublevel."""
+
 Notify = Callable[[str, int], None]
 """Called with the stage and the root task's PID (0 where CRIU gives none); raising means no."""
 
@@ -184,7 +187,10 @@ class Launch:
 
 
 class Swrk:
-    """A running `criu swrk`, good for one request. A context manager: at its end no CRIU of ours is left."""
+    """A running `criu swrk`, good for one request, and for asking its version before that.
+
+    A context manager: at its end no CRIU of ours is left.
+    """
 
     def __init__(self, criu: Criu, launch: Launch | None = None, *, died: Callable[[], object] | None = None) -> None:
         """``died`` is called at once when CRIU dies with a request under way: what it froze runs on already.
@@ -253,10 +259,16 @@ class Swrk:
         with self._watched():
             return self._converse(request, notify, feed)
 
+    def version(self) -> Version:
+        """Its version; it takes another request after that (keep_open, cr_service_work in criu/cr-service.c)."""
+        rpc = self._criu.rpc
+        found = self.request(rpc.criu_req(type=rpc.VERSION, keep_open=True)).version
+        return (found.major_number, found.minor_number, found.sublevel)
+
     def _converse(self, request: Any, notify: Notify | None, feed: Feed | None) -> Any:
         rpc = self._criu.rpc
         failure: BaseException | None = None
-        refused = False
+        refused = self._answered = False
         self._send(request)
         while True:
             while feed is not None and not self._is_heard(feed):
@@ -394,12 +406,10 @@ class Swrk:
         return said or None
 
 
-def version(criu: Criu) -> tuple[int, int, int]:
-    """Its version: major, minor, sublevel."""
-    rpc = criu.rpc
+def version(criu: Criu) -> Version:
+    """Its version, of a CRIU that is run for that alone."""
     with Swrk(criu) as swrk:
-        found = swrk.request(rpc.criu_req(type=rpc.VERSION)).version
-    return (found.major_number, found.minor_number, found.sublevel)
+        return swrk.version()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

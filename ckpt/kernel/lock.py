@@ -73,6 +73,7 @@ class NetworkLock:
         self._scope = scope
         self._mute = mute
         self._tables: list[_Table] = []
+        self._ending: list[subprocess.Popen[bytes]] = []
 
     @property
     def _is_mute(self) -> bool:
@@ -121,6 +122,8 @@ class NetworkLock:
                 _take_away(self._netns, self._tables.pop())
             except (NetworkError, CommandError) as error:
                 failure = error
+        while self._ending:
+            _end(self._ending.pop())
         if failure is not None:
             raise failure
 
@@ -142,7 +145,12 @@ class NetworkLock:
         # Asked now: from here on the new table stands for them.
         self.require_intact()
         for table in before:
-            _take_away(self._netns, table)
+            if table.holder is not None:
+                # Its table drops nothing that the new one lets pass: nobody need wait until it is gone.
+                _let_go(table.holder)
+                self._ending.append(table.holder)
+            else:
+                _take_away(self._netns, table)
             self._tables.remove(table)
 
 
@@ -183,6 +191,7 @@ def remove(netns: int, name: str) -> None:
 class _Table:
     name: str
     holder: subprocess.Popen[bytes] | None
+    deleting: str = ""
 
     @property
     def is_lost(self) -> bool:
@@ -213,6 +222,11 @@ class _Rules:
         ]
         table = f"add table inet {name} {{ {'; '.join((*filter(None, [flags]), *self.sets, *chains))}; }}\n"
         return table + self._arp(name)
+
+    def deleting(self, name: str) -> str:
+        """The commands that take away what ``table`` makes."""
+        families = ("inet", "arp") if self._arp(name) else ("inet",)
+        return "".join(f"delete table {family} {name}\n" for family in families)
 
     def _neighbours(self, side: str) -> Iterable[str]:
         """What becomes of neighbour discovery: it passes, but for addresses that are muted."""
@@ -318,7 +332,7 @@ def _put_in_place(netns: int, rules: _Rules, *, owned: bool) -> _Table:
             details=error.details,
             hint="the kernel needs nf_tables (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET)",
         ) from error
-    return _Table(name, None)
+    return _Table(name, None, rules.deleting(name))
 
 
 def _hold(netns: int, name: str, rules: _Rules) -> subprocess.Popen[bytes] | None:
@@ -347,18 +361,27 @@ def _hold(netns: int, name: str, rules: _Rules) -> subprocess.Popen[bytes] | Non
 def _end(holder: subprocess.Popen[bytes]) -> None:
     """Close the holder's pipe and wait for it; the kernel removes the table when its socket is closed."""
     with holder:
-        assert holder.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            holder.stdin.close()
+        _let_go(holder)
         try:
             holder.wait(_HOLDER_TIMEOUT)
         except subprocess.TimeoutExpired:
             holder.kill()
 
 
+def _let_go(holder: subprocess.Popen[bytes]) -> None:
+    """Close the holder's pipe: it ends some milliseconds later."""
+    assert holder.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        holder.stdin.close()
+
+
 def _take_away(netns: int, table: _Table) -> None:
     if table.holder is not None:
         _end(table.holder)
+        return
+    with contextlib.suppress(CommandError):
+        # What it has besides is known; if it is not as it was made, `remove` looks.
+        run(["nft", "-f", "-"], input=table.deleting.encode(), netns=netns)
         return
     try:
         remove(netns, table.name)

@@ -89,8 +89,8 @@ def running_criu() -> int:
 
 
 def running_nft() -> int:
-    """The PID of the nft that holds the network lock."""
-    for pid in children(os.getpid()):
+    """The PID of the nft that holds the network lock: the last that was started, as those before it may be ending."""
+    for pid in reversed(children(os.getpid())):
         if Path(f"/proc/{pid}/comm").read_text() == "nft\n" and state(pid) not in "ZX":
             return pid
     raise SystemExit("no nft runs at this step")

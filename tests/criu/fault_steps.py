@@ -41,7 +41,7 @@ DUMP = (
     Step("call ckpt.kernel.lock:_put_in_place", wide=True),
     Step("return ckpt.kernel.lock:_hold"),
     Step(f"return {_DUMP}._silence"),
-    Step("return ckpt.kernel.criu:Swrk.__enter__", 2, criu=True),
+    Step("return ckpt.kernel.criu:Swrk.__enter__", criu=True),
     *_stage(_DUMP, "pre-dump", wide=True),
     *_stage(_DUMP, "network-lock", wide=True),
     *_stage(_DUMP, "query-ext-files"),

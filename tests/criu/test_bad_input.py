@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ckpt import registry, restore
+from ckpt import dump, registry, restore
 from ckpt.dump import dump_group
 from ckpt.errors import CkptError
 from ckpt.kernel import outside, syscalls
@@ -164,9 +164,10 @@ def test_dump_directory_is_missing(group: Group) -> None:
     )
 
 
-def test_dump_no_space_left_for_criu(group: Group, tmp_path: Path) -> None:
+def test_dump_no_space_left_for_criu(group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No machine has that much memory to spare: CRIU's images of a group that is to run on are files on the disk first.
+    monkeypatch.setattr(dump, "_SPARE_BYTES", 1 << 60)
     with room(tmp_path / "small", 1 << 20) as small:
-        # Of a group that is to run on CRIU's images are files first.
         status, code, message, hint = refusal(lambda: dump_group(group.target, small / "x.ckpt", leave_running=True))
         assert list(small.iterdir()) == []
     assert (status, code) == (9, "no-space")
@@ -174,6 +175,17 @@ def test_dump_no_space_left_for_criu(group: Group, tmp_path: Path) -> None:
     assert brief == f"{group.target} could not be dumped, and runs on: the disk is full"
     assert re.fullmatch(r"CRIU: .*No space left on device \(.*\)", line)
     assert hint is not None and re.fullmatch("make room, or write the image elsewhere; CRIU's log is .*", hint)
+
+
+def test_dump_no_space_left_for_the_image_of_a_group_that_runs_on(group: Group, tmp_path: Path) -> None:
+    with room(tmp_path / "small", 1 << 20) as small:
+        path = small / "x.ckpt"
+        status, code, message, hint = refusal(lambda: dump_group(group.target, path, codec="none", leave_running=True))
+        assert list(small.iterdir()) == []
+    assert (status, code, hint) == (11, "storage-full", "make room, or write it elsewhere")
+    wanted = f"{path} could not be written: no space is left after [0-9]+ bytes, and more was to come"
+    assert re.fullmatch(wanted, message)
+    group.round_trip()
 
 
 def test_dump_no_space_left_for_the_image(group: Group, tmp_path: Path) -> None:

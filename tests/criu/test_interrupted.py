@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ckpt import registry
+from ckpt import dump, registry
 from ckpt.dump import dump_group
 from ckpt.errors import CkptError
 from ckpt.kernel import syscalls
@@ -179,11 +179,15 @@ def test_dump_lock_holder_killed_is_refused(survivor: Survivor, point: str, leav
 
 
 @pytest.mark.parametrize(
-    ("share", "leave_running"),
-    [(0.5, False), (0.95, False), (0.5, True), (1.3, True)],
-    ids=["memory", "the image", "CRIU's files", "the image beside CRIU's files"],
+    ("share", "leave_running", "spare"),
+    [(0.5, False, 0), (0.95, False, 0), (0.5, True, 1 << 60), (1.3, True, 1 << 60), (0.5, True, 0)],
+    ids=["memory", "the image", "CRIU's files", "the image beside CRIU's files", "the image, CRIU's files in memory"],
 )
-def test_dump_disk_full_group_runs_on(survivor: Survivor, tmp_path: Path, share: float, leave_running: bool) -> None:
+def test_dump_disk_full_group_runs_on(
+    survivor: Survivor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, leave_running: bool, spare: int
+) -> None:
+    # No machine has so much memory to spare that CRIU's files would be in it.
+    monkeypatch.setattr(dump, "_SPARE_BYTES", spare)
     raw = dump_group(survivor.name, survivor.image, leave_running=True).raw_size
     place = tmp_path / "small"
     place.mkdir()
