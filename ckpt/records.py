@@ -3,7 +3,7 @@
 The standard library writes and compiles six methods for each frozen dataclass. Of the two hundred that a command loads
 it uses the methods of a few, and it is half of what loading takes. Here each class has the very fields that the
 standard library gives it, so `fields`, `replace` and `asdict` know it; what compares, hashes and shows it is the same
-for all, and its ``__init__`` is the standard library's, made when the first record is.
+for all, and its ``__init__`` is compiled when the first record is made.
 
 To a type checker this is the standard library's decorator, of which it takes what is used here.
 """
@@ -31,7 +31,7 @@ else:
             if not all(one.init and one.repr and one.compare for one in fields):
                 raise TypeError(f"{cls.__name__} has a field that is not as others; use dataclasses.dataclass")
             names = [one.name for one in fields]
-            made.__init__ = _first_init(made, frozen)
+            made.__init__ = _first_init(made)
             _compare(made, names, frozen)
             if frozen:
                 made.__setattr__ = _refuse_setting
@@ -43,29 +43,41 @@ else:
         return decorate
 
 
-def _first_init(cls: type[Any], frozen: bool) -> Callable[..., None]:
+def _first_init(cls: type[Any]) -> Callable[..., None]:
     """An ``__init__`` that puts the real one in its place."""
 
     def initialise(self: Any, *args: object, **kwargs: object) -> None:
         if cls.__init__ is initialise:
-            cls.__init__ = _standard_init(cls, frozen)
+            cls.__init__ = _init(cls)
         cls.__init__(self, *args, **kwargs)
 
     return initialise
 
 
-def _standard_init(cls: type[Any], frozen: bool) -> Callable[..., None]:
-    """What the standard library makes for ``cls``, out of a class of the same fields."""
-    body: dict[str, Any] = {"__annotations__": {}, "__module__": cls.__module__, "__doc__": cls.__doc__}
+def _init(cls: Any) -> Callable[..., None]:
+    """The ``__init__`` that takes and sets the fields of ``cls``, by their slots: that passes by what is frozen."""
+    names: dict[str, Any] = {"_absent": dataclasses.MISSING}
+    wanted, body = [[], ["*"]], []
     for one in dataclasses.fields(cls):
-        body["__annotations__"][one.name] = one.type
-        given: dict[str, Any] = {"default": one.default, "default_factory": one.default_factory}
-        given = {word: value for word, value in given.items() if value is not dataclasses.MISSING}
-        body[one.name] = dataclasses.field(kw_only=one.kw_only, **given)
+        names[f"_set_{one.name}"] = getattr(cls, one.name).__set__
+        value, parameter = one.name, one.name
+        if one.default_factory is not dataclasses.MISSING:
+            names[f"_make_{one.name}"] = one.default_factory
+            parameter = f"{one.name}=_absent"
+            value = f"_make_{one.name}() if {one.name} is _absent else {one.name}"
+        elif one.default is not dataclasses.MISSING:
+            names[f"_default_{one.name}"] = one.default
+            parameter = f"{one.name}=_default_{one.name}"
+        wanted[one.kw_only is True].append(parameter)
+        body.append(f"    _set_{one.name}(self, {value})")
     if hasattr(cls, "__post_init__"):
-        body["__post_init__"] = cls.__post_init__
-    twin: Any = dataclasses.dataclass(repr=False, eq=False, frozen=frozen)(type(cls.__name__, (), body))
-    return cast("Callable[..., None]", twin.__init__)
+        body.append("    self.__post_init__()")
+    parameters = ", ".join(["self", *wanted[False], *(wanted[True] if len(wanted[True]) > 1 else [])])
+    exec("\n".join([f"def __init__({parameters}):", *(body or ["    pass"])]), names)
+    made = cast("Callable[..., None]", names["__init__"])
+    made.__qualname__ = f"{cls.__qualname__}.__init__"
+    made.__module__ = cls.__module__
+    return made
 
 
 def _compare(cls: Any, names: list[str], frozen: bool) -> None:
