@@ -68,7 +68,6 @@ def command(
         require_root("ckpt dump")
     from ckpt.carrying import OpenFiles
     from ckpt.dump import dump_group
-    from ckpt.remote.host import DumpWanted, host_at
 
     asked = settings()
     piped = output == Path("-")
@@ -92,6 +91,8 @@ def command(
                 criu_path=asked.criu,
             )
         else:
+            from ckpt.remote.host import DumpWanted, host_at
+
             wanted = DumpWanted(
                 leave_running=leave_running,
                 tcp_close=tcp_close,
