@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benches import context, dump, measure, migrate, net
+from benches import context, dump, measure, migrate, net, plot, podman
 
 STAGE = "CKPT_BENCH_STAGE"
 
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--rounds", type=int, default=5, help="how often each does the work (default: 5)")
     common.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    common.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios there, as an SVG")
     common.add_argument("--directory", type=Path, metavar="DIR", help="where images are written (default: /tmp)")
     own = benches.add_parser("net", parents=[common], help="read and apply a large network: ckpt against ip")
     own.add_argument("--links", type=int, default=1000)
@@ -51,7 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     own.set_defaults(run=_net)
     own = benches.add_parser("dump", parents=[common], help="dump and restore: ckpt against criu")
     own.add_argument("--sizes", default="10,256", metavar="MB,MB", help="memory of the group (default: 10,256)")
+    own.add_argument("--memory", default="mixed", metavar="KIND,KIND", help="noise, text or mixed (default: mixed)")
+    own.add_argument("--processes", default="1", metavar="N,N", help="that share the memory (default: 1)")
+    own.add_argument("--connections", default="0", metavar="N,N", help="within the group (default: 0)")
     own.set_defaults(run=_dump)
+    own = benches.add_parser("podman", parents=[common], help="dump and restore: ckpt against podman")
+    own.add_argument("--sizes", default="10,256", metavar="MB,MB", help="memory of the group (default: 10,256)")
+    own.set_defaults(run=_podman)
     own = benches.add_parser("migrate", parents=[common], help="move a redis to another host: ckpt against by hand")
     own.add_argument("--sizes", default="10,256", metavar="MB,MB", help="memory of the group (default: 10,256)")
     own.set_defaults(run=_migrate)
@@ -72,14 +80,20 @@ def _net(arguments: argparse.Namespace, place: Path) -> None:
 
 
 def _dump(arguments: argparse.Namespace, place: Path) -> None:
-    rows = [
-        row
+    shapes = [
+        dump.Shape(megabytes=megabytes, memory=memory, processes=processes, connections=connections)
         for megabytes in map(int, arguments.sizes.split(","))
-        for row in dump.compare(megabytes, arguments.rounds, place)
+        for memory in arguments.memory.split(",")
+        for processes in map(int, arguments.processes.split(","))
+        for connections in map(int, arguments.connections.split(","))
     ]
-    measure.show(rows)
-    if arguments.json:
-        measure.write_json(arguments.json, _machine(), rows)
+    rows = [row for shape in shapes for row in dump.compare(shape, arguments.rounds, place)]
+    _tell(arguments, rows)
+
+
+def _podman(arguments: argparse.Namespace, place: Path) -> None:
+    shapes = [dump.Shape(megabytes=megabytes) for megabytes in map(int, arguments.sizes.split(","))]
+    _tell(arguments, podman.compare(shapes, arguments.rounds, place))
 
 
 def _migrate(arguments: argparse.Namespace, place: Path) -> None:
@@ -88,16 +102,19 @@ def _migrate(arguments: argparse.Namespace, place: Path) -> None:
         for megabytes in map(int, arguments.sizes.split(","))
         for row in migrate.compare(megabytes, arguments.rounds, place)
     ]
-    measure.show(rows)
-    if arguments.json:
-        measure.write_json(arguments.json, _machine(), rows)
+    _tell(arguments, rows)
 
 
 def _context(arguments: argparse.Namespace, place: Path) -> None:
-    rows = context.compare(place, arguments.rounds)
+    _tell(arguments, context.compare(place, arguments.rounds))
+
+
+def _tell(arguments: argparse.Namespace, rows: Sequence[measure.Row]) -> None:
     measure.show(rows)
     if arguments.json:
         measure.write_json(arguments.json, _machine(), rows)
+    if arguments.plot:
+        arguments.plot.write_text(plot.drawing(rows))
 
 
 def _machine() -> dict[str, object]:

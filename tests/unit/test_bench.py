@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
-from benches import measure
+from benches import measure, plot
 from benches.measure import Peer
 from benches.net import Size, batch
 
@@ -65,3 +66,17 @@ def test_batch_makes_as_many_as_it_says() -> None:
     counts = {kind: sum(line.startswith(kind) for line in lines) for kind in ("link add", "address add", "route add")}
     assert counts == {"link add": 50, "address add": 200, "route add": 1000}
     assert len(set(lines)) == len(lines)
+
+
+def test_plot_draws_a_bar_for_each_peer_but_the_reference() -> None:
+    peers = [peer("criu", [{"dump": 1.0}]), peer("ckpt <x>", [{"dump": 1.5}])]
+    rows = measure.compare("10 MB", peers, 1, {("dump", "ckpt <x>"): 1.25})
+    drawn = ElementTree.fromstring(plot.drawing(rows))
+    space = "{http://www.w3.org/2000/svg}"
+    texts = [text.text for text in drawn.iter(f"{space}text")]
+    assert texts == ["10 MB: dump, as a multiple of criu's", "ckpt <x>", "1.50"]
+    (bar,) = drawn.iter(f"{space}rect")
+    marks = {line.get("class"): float(line.get("x1", "")) for line in drawn.iter(f"{space}line")}
+    # All in one measure: the bar ends at 1.5, the marks stand at 1 and at the goal.
+    start, length = float(bar.get("x", "")), float(bar.get("width", ""))
+    assert [round((marks[kind] - start) / length, 2) for kind in ("one", "goal")] == [0.67, 0.83]
