@@ -40,6 +40,10 @@ class Handover:
         with created(path, force=force) as out:
             yield out
 
+    def label(self, path: Path) -> str:
+        """What messages call the image."""
+        return str(path)
+
     def frozen(self) -> None:
         """The group stands still. Raises when that is not wanted any more."""
 
@@ -68,6 +72,10 @@ class StreamHandover(Handover):
         """What ``path`` would name is not used."""
         with self._destination() as out:
             yield out
+
+    def label(self, path: Path) -> str:
+        """It has no name."""
+        return "the image"
 
     def discard(self, path: Path) -> None:
         """It is not ours to take back."""

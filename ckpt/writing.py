@@ -70,7 +70,7 @@ class Writing:
         keep_freed_memory()
         self._pages = sum(process.memory.private for process in checkpoint.processes)
         out = self._stack.enter_context(self._handover.image(self._path, force=self._force, pages=self._pages))
-        self._writer = self._stack.enter_context(Writer(out, self._codec, label=str(self._path)))
+        self._writer = self._stack.enter_context(Writer(out, self._codec, label=self._handover.label(self._path)))
         sections.write(self._writer, checkpoint)
 
     def await_pages(self, processes: int) -> None:

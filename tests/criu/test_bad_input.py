@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -162,6 +166,50 @@ def test_dump_directory_is_missing(group: Group) -> None:
         f"there is no directory {path}",
         "make it first",
     )
+
+
+@contextlib.contextmanager
+def piped(group: Group) -> Iterator[subprocess.Popen[bytes]]:
+    """A dump to a pipe, of which the beginning has been read: it has more to write than the pipe takes."""
+    argv = [sys.executable, "-c", "from ckpt.cli.main import main; main()", "dump", str(group.target), "-o", "-"]
+    argv += ["--compress", "none"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as ckpt:
+        assert ckpt.stdout is not None
+        # Its pages come after the records, and nobody takes them.
+        assert ckpt.stdout.read(1 << 16)
+        yield ckpt
+        if ckpt.poll() is None:
+            ckpt.kill()
+
+
+def test_dump_to_a_reader_that_dies_lets_the_group_run_on(group: Group) -> None:
+    before = lab.traces()
+    with piped(group) as ckpt:
+        assert ckpt.stdout is not None and ckpt.stderr is not None
+        ckpt.stdout.close()
+        said = ckpt.stderr.read().decode()
+        assert ckpt.wait() == 11
+    wanted = (
+        "ckpt: the image could not be written\n  nobody reads the pipe after [0-9]+ bytes\n  {} runs on as it was\n"
+    )
+    assert re.fullmatch(wanted.format(group.target), said)
+    assert lab.traces() == before
+
+
+def test_dump_to_a_reader_that_stops_is_undone_by_a_signal(group: Group) -> None:
+    before = lab.traces()
+    with piped(group) as ckpt:
+        assert ckpt.stdout is not None
+        while _readable(ckpt.stdout.fileno()) < fcntl.fcntl(ckpt.stdout.fileno(), fcntl.F_GETPIPE_SZ) // 2:
+            time.sleep(0.01)
+        ckpt.send_signal(signal.SIGINT)
+        # It ends though its pipe is still full.
+        assert ckpt.wait() == 128 + signal.SIGINT
+    assert lab.traces() == before
+
+
+def _readable(fd: int) -> int:
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def test_dump_no_space_left_for_criu(group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
