@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,8 +51,13 @@ def in_context(name: str) -> tuple[str, ...]:
 
 def gone(world: World) -> bool:
     """Whether systemd knows of no context any more; it is told of an empty cgroup, and takes a moment."""
+    return comes(lambda: not world.scopes() and not world.cgroups())
+
+
+def comes(condition: Callable[[], bool]) -> bool:
+    """Whether ``condition`` is true before long."""
     deadline = time.monotonic() + SECONDS
-    while world.scopes() or world.cgroups():
+    while not condition():
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)
@@ -69,8 +74,8 @@ def test_context_is_in_a_scope_of_its_own_and_goes_with_its_group(
     assert unit.startswith("ckpt-")
     assert unit.endswith(f"-{name}.scope")
     cgroup = f"system.slice/{unit}/{unit.removesuffix('.scope')}"
-    # The one that held the scope has ended with the ckpt that had asked for it.
-    assert not world.root.joinpath(f"system.slice/{unit}/hold/cgroup.procs").read_text()
+    # The one that held the scope ends with the ckpt that had asked for it.
+    assert comes(lambda: not world.root.joinpath(f"system.slice/{unit}/hold/cgroup.procs").read_text())
     assert world.root.joinpath(cgroup, "cgroup.procs").read_text()
     shown = world.run("systemctl", "show", unit, "--property=Delegate,ActiveState")
     assert set(shown.split()) == {"Delegate=yes", "ActiveState=active"}
