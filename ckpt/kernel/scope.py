@@ -32,7 +32,7 @@ _HOLD = "hold"
 _SECONDS = 10.0
 
 # Says where it is, and waits for the end of its input, which is ckpt's.
-_HOLDER = "cat /proc/self/cgroup; echo; exec <&3; read -r nothing"
+_HOLDER = "cat /proc/self/cgroup; echo; read -r nothing"
 
 _holders: dict[str, subprocess.Popen[str]] = {}
 
@@ -46,15 +46,14 @@ def start(name: str) -> Path:
     """Have systemd make the scope ``name``, without the suffix; its directory. UnsupportedError where it will not."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     command = ["systemd-run", "--scope", "--quiet", "--collect", f"--slice={SLICE}", f"--unit={name}{SUFFIX}"]
-    command += ["--property=Delegate=yes", "--", "sh", "-c", f"exec 3<&{reader}; {_HOLDER}"]
+    command += ["--property=Delegate=yes", "--", "sh", "-c", _HOLDER]
     try:
         holder = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=reader,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            pass_fds=[reader],
             start_new_session=True,
         )
     except BaseException:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
@@ -224,18 +225,29 @@ def _fill(space: int, addresses: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """No other session of tests is in such a block."""
+    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def boundaries(*, on: bool) -> Iterator[None]:
     """Cgroup namespaces are boundaries (``nsdelegate``), or are none, for the time of the block.
 
     That is the whole hierarchy's, and said by who mounts it last, from the first cgroup namespace
     (kernel/cgroup/cgroup.c, apply_cgroup_root_flags).
     """
-    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
-    (was, *_) = (line.rpartition(" ")[2].split(",") for line in lines if " - cgroup2 " in line)
-    if not on and "nsdelegate" in was:
-        pytest.skip("this host has them as boundaries, and shall not be without")
-    others = set(was) - _NOT_OF_CGROUPS
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, _alone(cgroup2.root()):
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+        (was, *_) = (line.rpartition(" ")[2].split(",") for line in lines if " - cgroup2 " in line)
+        if not on and "nsdelegate" in was:
+            pytest.skip("this host has them as boundaries, and shall not be without")
+        others = set(was) - _NOT_OF_CGROUPS
 
         def mount(options: set[str]) -> None:
             syscalls.mount("cgroup2", directory, kind="cgroup2", data=",".join(sorted(options)))
