@@ -1,12 +1,11 @@
 """A directory in memory that is nowhere in the file system: it is there as long as somebody has it open.
 
 What is in it has a place only by way of the descriptor, and is gone with the last process that had that, however it
-ended. It lies in huge pages where the kernel has such for it: they are quicker to get, to fill and to read.
+ended. It lies in small pages: huge ones, which are seldom at hand, took two to three times as long to get and to fill.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from ckpt.kernel import syscalls
@@ -21,9 +20,6 @@ def detached(size: int) -> int:
     try:
         syscalls.fsconfig_set(context, "mode", "0700")
         syscalls.fsconfig_set(context, "size", str(size))
-        with contextlib.suppress(OSError):
-            # EINVAL from a kernel without them (CONFIG_TRANSPARENT_HUGEPAGE).
-            syscalls.fsconfig_set(context, "huge", "always")
         syscalls.fsconfig_create(context)
         return syscalls.fsmount(context, syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV)
     finally:
