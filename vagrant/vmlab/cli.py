@@ -19,7 +19,7 @@ from vmlab.places import HERE, LabError, addresses, default_lab
 
 USAGE = """\
   up [HOST[=IMAGE]…]          turn machines on, all of them if none is named; IMAGE is trixie, bookworm or one of these
-                              with -systemd ($CKPT_VM_IMAGE, trixie)
+                              with -systemd ($CKPT_VM_IMAGE, trixie); IMAGE@CPU is one with that processor
   ssh HOST [COMMAND…]         a shell in a machine, or a command of one
   run HOST COMMAND…           bring the checkout there and run a command in it, with ckpt's Python first on PATH
   sync [HOST…]                bring the checkout there
@@ -80,7 +80,7 @@ def _wanted(words: list[str]) -> dict[str, str]:
 def _up(lab: Lab, words: list[str], asked: argparse.Namespace) -> int:
     began = time.monotonic()
     wanted = _wanted(words)
-    for which in set(wanted.values()):
+    for which in {one.partition("@")[0] for one in wanted.values()}:
         image.ready(which)
     lab.begin()
     lab.boot(wanted, memory=asked.memory, cpu=asked.cpu)
@@ -94,7 +94,7 @@ def _with(lab: Lab, words: list[str], asked: argparse.Namespace) -> int:
         raise LabError("`lab with [HOST…] -- COMMAND…` needs the --")
     at = words.index("--")
     wanted, command = _wanted(words[:at]), words[at + 1 :]
-    for which in set(wanted.values()):
+    for which in {one.partition("@")[0] for one in wanted.values()}:
         image.ready(which)
     own = Lab(Path(tempfile.mkdtemp(prefix="ckpt-lab-", dir="/var/tmp")))
     with own.bound():

@@ -81,14 +81,15 @@ class Lab:
         return keeper
 
     def boot(self, wanted: dict[str, str], *, memory: int = MEMORY, cpu: str = "max") -> None:
-        """Turn machines on, name → image, and wait until each answers."""
+        """Turn machines on, name → image or image@cpu, and wait until each answers."""
         for name, which in wanted.items():
             if name not in addresses():
                 raise LabError(f"there is no machine {name!r}: {', '.join(addresses())} are in {HERE / 'hosts'}")
+            which, _, own = which.partition("@")
             made = image.ready(which)
             if not (self.place / f"{name}.seed").exists():
                 seed.write(self.place, name)
-            self.ask("boot", host=name, image=str(made), memory=memory, cpu=cpu)
+            self.ask("boot", host=name, image=str(made), memory=memory, cpu=own or cpu)
         for name in wanted:
             self.wait(name)
 
