@@ -54,12 +54,16 @@ def killed(survivor: Survivor, work: str, point: str) -> None:
         dump_group(survivor.name, survivor.image)
     outcome = fault_lab.run(survivor.plan(Fault(work=work, point=point)))
     assert outcome.status == -signal.SIGKILL, outcome
-    directories = [path for path in survivor.image.parent.iterdir() if path.is_dir()]
-    wait_for(lambda: not remains.crius_in(directories), "CRIU has ended")
+    wait_for(lambda: not remains.crius_in(working_directories()), "CRIU has ended")
     groups = {pid for entry in registry.entries() for pid in fault_lab.tree(entry.pid)}
     for pid in groups:
         remains.wait_for_dying(pid, PATIENCE)
     wait_for(lambda: not set(lab.strays()) - groups, "everything that the killed ckpt had started has ended")
+
+
+def working_directories() -> list[Path]:
+    """Where each CRIU works, as noted; a path need not lead there."""
+    return [Path(directory) for work in registry.operations() for directory in work.texts("directories")]
 
 
 def ckpt(*arguments: str) -> str:
@@ -104,7 +108,7 @@ def test_clean_dry_run_changes_nothing_and_says_the_same(survivor: Survivor, wor
 def test_clean_says_what_it_did(survivor: Survivor) -> None:
     killed(survivor, "restore", "return ckpt.rebuild:rebuild")
     said = json.loads(ckpt("clean", "--dry-run", "--json"))
-    assert [action["kind"] for action in said] == ["namespace", "directory", "link", "note"]
+    assert [action["kind"] for action in said] == ["namespace", "link", "note"]
     assert all(action["done"] for action in said)
     table = ckpt("clean")
     assert "KIND" in table and "removed" in table and f"restore of {survivor.name}, whose ckpt (PID " in table
@@ -126,7 +130,7 @@ def test_clean_ends_what_was_half_restored(survivor: Survivor) -> None:
     with fault_lab.start(survivor.plan(fault)) as restoring:
         assert restoring.stderr is not None
         assert restoring.stderr.readline() == "struck\n"
-        directories = [path for path in survivor.image.parent.iterdir() if path.is_dir()]
+        directories = working_directories()
         wait_for(lambda: remains.crius_in(directories), "CRIU works")
         (first,) = [pid for pid in remains.crius_in(directories) if pid in proc.children(restoring.pid)]
         # Stopped, ckpt does not see its CRIU die.
@@ -147,8 +151,7 @@ def test_clean_puts_a_group_in_order_whose_ckpt_and_criu_were_killed(world: Worl
             assert dumping.stderr is not None
             assert dumping.stderr.readline() == "struck\n"
             wait_for(lambda: fault_lab.state(dumping.pid) == "T", "ckpt is stopped")
-            directories = [path for path in survivor.image.parent.iterdir() if path.is_dir()]
-            for pid in (*remains.crius_in(directories), dumping.pid):
+            for pid in (*remains.crius_in(working_directories()), dumping.pid):
                 os.kill(pid, signal.SIGKILL)
             dumping.wait()
         clean.clean()
