@@ -1,8 +1,9 @@
 """Disks and kernels, made by ``vagrant/build-image`` and kept under the digest of all that they are made from.
 
 An image is asked for by the name of a suite, ``trixie`` or ``bookworm``, and of an init where it is not busybox:
-``trixie-systemd``; ``trixie-modules`` has links of all kinds. What the archive has newer does not count:
-``lab build --again`` fetches it. An image that nobody has asked for in a while is removed when another one is made.
+``trixie-systemd``; ``trixie-box`` is what ``vagrant/build-box`` packs, and ``trixie-modules`` has links of all kinds.
+What the archive has newer does not count: ``lab build --again`` fetches it. An image that nobody has asked for in a
+while is removed when another one is made.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from vmlab.places import CHECKOUT, HERE, LabError
 
 SUITES = ("trixie", "bookworm")
-INITS = ("busybox", "systemd", "modules")
+INITS = ("busybox", "systemd", "box", "modules")
 KEEP_DAYS = 14
 BUILD_SECONDS = 900
 # What runs on the developer's side only.
