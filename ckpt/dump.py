@@ -68,8 +68,6 @@ Progress = Callable[[str, int, int | None], None]
 IMAGES = Path("/var/lib/ckpt")
 """Where an image goes that was given no name."""
 
-_SPARE_BYTES = 64 * 1024 * 1024
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DumpReport:
@@ -316,17 +314,13 @@ class _Dump:
 
     def _in_memory(self) -> bool:
         """Have CRIU's images in memory, unless there is little, or files travel along whose size nobody knows."""
+        if self._options.with_files or self._options.open_files is OpenFiles.ALL:
+            return False
         memory = sum(process.memory.private for process in self._facts.processes)
-        room = 2 * memory + carrying.ALTOGETHER + _SPARE_BYTES
-        if self._options.with_files or self._options.open_files is OpenFiles.ALL or host.memory_available() <= room:
+        directory = tmpfs.in_memory(tmpfs.room_for(memory) + carrying.ALTOGETHER, self._cleanup)
+        if directory is None:
             return False
-        try:
-            directory = tmpfs.detached(room)
-        except OSError as error:
-            _log.info("no directory in memory: %s", error.strerror)
-            return False
-        self._cleanup.callback(os.close, directory)
-        self._images = Path(f"/proc/self/fd/{directory}")
+        self._images = directory
         return True
 
     def _start_time(self) -> int:

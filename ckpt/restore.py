@@ -69,9 +69,6 @@ _log = logging.getLogger(__name__)
 ANNOUNCE_AFTER = (0.05, 0.15, 0.3, 0.5)
 """Seconds after the first announcement at which addresses are announced again: any one of them may be lost."""
 
-
-_SPARE_BYTES = 64 * 1024 * 1024
-
 _NAME_BYTES = 64
 
 
@@ -349,18 +346,12 @@ class _Restore:
 
     def _in_memory(self, passing: contextlib.ExitStack) -> Path | None:
         """A directory that touches no disk; None where there is no room, or nobody knows how much it takes."""
-        if self._pages is None or host.memory_available() <= 2 * self._pages + _SPARE_BYTES:
+        images = None if self._pages is None else tmpfs.in_memory(tmpfs.room_for(self._pages), passing)
+        if images is None:
             return None
-        try:
-            directory = tmpfs.detached(2 * self._pages + _SPARE_BYTES)
-        except OSError as error:
-            _log.info("no directory in memory: %s", error.strerror)
-            return None
-        passing.callback(os.close, directory)
         # No path leads there. By the mark CRIU is found, should ckpt be killed and CRIU not end by itself.
         mark = registry.state_dir() / f".{self._operation.id}.criu-{secrets.token_hex(4)}"
         self._operation.note(directories=[str(mark)])
-        images = Path(f"/proc/self/fd/{directory}")
         (images / remains.mark(mark)).touch()
         return images
 
@@ -590,7 +581,7 @@ class _Restore:
 def _has_room(directory: Path, pages: int | None) -> bool:
     """Whether CRIU's files fit there well, the more so as it may be memory that they lie in."""
     found = os.statvfs(directory)
-    return pages is not None and found.f_bavail * found.f_frsize > 2 * pages + _SPARE_BYTES
+    return pages is not None and found.f_bavail * found.f_frsize > tmpfs.room_for(pages)
 
 
 @contextlib.contextmanager

@@ -6,9 +6,37 @@ ended. It lies in small pages: huge ones, which are seldom at hand, took two to 
 
 from __future__ import annotations
 
+import logging
 import os
+from contextlib import ExitStack
+from pathlib import Path
 
-from ckpt.kernel import syscalls
+from ckpt.kernel import host, syscalls
+
+_log = logging.getLogger(__name__)
+
+_SPARE_BYTES = 64 * 1024 * 1024
+
+
+def room_for(memory: int) -> int:
+    """Bytes for the files that CRIU makes of a group with so many bytes of memory, and for that memory beside them."""
+    return 2 * memory + _SPARE_BYTES
+
+
+def in_memory(room: int, passing: ExitStack) -> Path | None:
+    """A directory for ``room`` bytes that touches no disk, and is there until ``passing`` ends.
+
+    None where memory has not so much to spare, or the kernel makes no such thing.
+    """
+    if host.memory_available() <= room:
+        return None
+    try:
+        directory = detached(room)
+    except OSError as error:
+        _log.info("no directory in memory: %s", error.strerror)
+        return None
+    passing.callback(os.close, directory)
+    return Path(f"/proc/self/fd/{directory}")
 
 
 def detached(size: int) -> int:

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from ckpt import dump, registry, restore
+from ckpt import registry
 from ckpt.dump import dump_group
 from ckpt.errors import CkptError
-from ckpt.kernel import outside, syscalls
+from ckpt.kernel import outside, syscalls, tmpfs
 from ckpt.restore import restore_group
 from tests import lab
 from tests.conftest import require
@@ -214,7 +214,7 @@ def _readable(fd: int) -> int:
 
 def test_dump_no_space_left_for_criu(group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # No machine has that much memory to spare: CRIU's images of a group that is to run on are files on the disk first.
-    monkeypatch.setattr(dump, "_SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr(tmpfs, "_SPARE_BYTES", 1 << 60)
     with room(tmp_path / "small", 1 << 20) as small:
         status, code, message, hint = refusal(lambda: dump_group(group.target, small / "x.ckpt", leave_running=True))
         assert list(small.iterdir()) == []
@@ -461,7 +461,7 @@ def test_restore_unpacks_in_memory_where_there_is_room(start: Starter, tmp_path:
 
 def test_restore_no_space_left_to_unpack(start: Starter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # No machine has that much memory to spare.
-    monkeypatch.setattr(restore, "_SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr(tmpfs, "_SPARE_BYTES", 1 << 60)
     group = start.stream_server()
     with group.stream() as stream:
         stream.progress()

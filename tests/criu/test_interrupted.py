@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from ckpt import dump, registry
+from ckpt import registry
 from ckpt.dump import dump_group
 from ckpt.errors import CkptError
-from ckpt.kernel import syscalls
+from ckpt.kernel import syscalls, tmpfs
 from tests.criu import fault_groups, fault_lab
 from tests.criu.fault_lab import Fault, Survivor
 from tests.criu.fault_steps import WIDE
@@ -187,7 +187,7 @@ def test_dump_disk_full_group_runs_on(
     survivor: Survivor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, leave_running: bool, spare: int
 ) -> None:
     # No machine has so much memory to spare that CRIU's files would be in it.
-    monkeypatch.setattr(dump, "_SPARE_BYTES", spare)
+    monkeypatch.setattr(tmpfs, "_SPARE_BYTES", spare)
     raw = dump_group(survivor.name, survivor.image, leave_running=True).raw_size
     place = tmp_path / "small"
     place.mkdir()
