@@ -33,6 +33,8 @@ def mark(directory: Path) -> str:
 
 def crius_in(directories: Sequence[Path]) -> tuple[int, ...]:
     """The PIDs of the CRIUs that hold one of ``directories`` open, and of what they are about to restore."""
+    if not directories:
+        return ()
     wanted = set()
     for directory in directories:
         with contextlib.suppress(OSError):

@@ -71,6 +71,11 @@ class Shape:
     processes: int = 1
     connections: int = 0
 
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What PROGRAM is told."""
+        return str(self.megabytes), self.memory, str(self.processes), str(self.connections)
+
     def __str__(self) -> str:
         said = [f"{self.megabytes} MB"]
         said += [self.memory] if self.memory != "mixed" else []
@@ -194,8 +199,7 @@ def _criu(
 def running(shape: Shape) -> Iterator[Group]:
     """A group of that shape, which runs."""
     name = f"bench-{secrets.token_hex(4)}"
-    asked = map(str, (shape.megabytes, shape.memory, shape.processes, shape.connections))
-    _run(str(CKPT), "run", "--name", name, "--", sys.executable, "-c", PROGRAM, *asked)
+    _run(str(CKPT), "run", "--name", name, "--", sys.executable, "-c", PROGRAM, *shape.arguments)
     try:
         (group,) = (one for one in _output("ps") if one["name"] == name)
         log = Path(os.environ["CKPT_LOG_DIR"], f"{name}.log")

@@ -87,10 +87,8 @@ def install() -> None:
 
 def _podman(podman: Podman, shape: Shape, place: Path) -> Seconds:
     name = f"bench-{secrets.token_hex(4)}"
-    asked = map(str, (shape.megabytes, shape.memory, shape.processes, shape.connections))
-    podman(
-        "run", "--detach", "--name", name, "--network=none", *_LIMITS, IMAGE, str(PYTHON), "-c", dump.PROGRAM, *asked
-    )
+    program = (str(PYTHON), "-c", dump.PROGRAM, *shape.arguments)
+    podman("run", "--detach", "--name", name, "--network=none", *_LIMITS, IMAGE, *program)
     try:
         while READY not in podman("logs", name):
             time.sleep(0.05)

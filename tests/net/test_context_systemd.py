@@ -106,14 +106,15 @@ def test_root_in_a_scope_that_was_given_away_stays_in_its_context(
 ) -> None:
     """As on every host of systemd's, which mounts the hierarchy so."""
     name, script = random_name("g"), context_lab.LEAVING.replace("ADDRESS", OTHER)
+
+    def said() -> list[str]:
+        return world.run(*CKPT, "logs", name, environment=settings).splitlines()
+
     with context_lab.boundaries(on=True):
         world.run(*CKPT, *in_context(name), sys.executable, "-c", script, environment=settings)
         # As long as the boundaries are there: the group tries it after ckpt has returned.
-        deadline = time.monotonic() + SECONDS
-        while len(said := world.run(*CKPT, "logs", name, environment=settings).splitlines()) < len(context_lab.STAYED):
-            assert time.monotonic() < deadline, said
-            time.sleep(0.05)
-    assert said == context_lab.STAYED
+        assert comes(lambda: len(said()) == len(context_lab.STAYED))
+    assert said() == context_lab.STAYED
 
 
 def test_group_that_ends_by_itself_leaves_no_scope(place: Lab, world: World, settings: dict[str, str]) -> None:
