@@ -36,6 +36,12 @@ host.PROBE_SECONDS = 0.05
 _WATCHED = ("ckpt.dump", "ckpt.rebuild", "ckpt.restore", "ckpt.registry", "ckpt.held", "ckpt.kernel.", "ckpt.image")
 
 
+ANSWERED = "return ckpt.kernel.criu:Swrk._send"
+"""CRIU has been answered, and has not looked at it yet: one that is killed then is stopped before it is answered.
+
+A millisecond later it has code of its own in the tasks, and takes them along when it is killed.
+"""
+
 _WRAPPERS = ("nsenter", "unshare", "python", "dash", "sh", "env")
 """What CRIU may be started by."""
 
@@ -45,9 +51,14 @@ class Profiler:
 
     def __init__(self, point: str | None, passage: int, strike: Callable[[], None], trace: list[str] | None) -> None:
         self._point = point
+        self._ahead: dict[str, Callable[[], None]] = {}
         self._left = passage
         self._strike = strike
         self._trace = trace
+
+    def prepare(self, point: str, prepare: Callable[[], None]) -> None:
+        """Have ``prepare`` called at ``point`` before the fault strikes, when only one passage is left."""
+        self._ahead[point] = prepare
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         module = frame.f_globals.get("__name__", "")
@@ -61,6 +72,8 @@ class Profiler:
             name = f"{event.removeprefix('c_')} {module}>{getattr(argument, '__qualname__', '?')}"
         if self._trace is not None:
             self._trace.append(name)
+        if self._left == 1 and name in self._ahead:
+            self._ahead[name]()
         if name == self._point:
             self._left -= 1
             if self._left == 0:
@@ -94,6 +107,14 @@ def running_nft() -> int:
         if Path(f"/proc/{pid}/comm").read_text() == "nft\n" and state(pid) not in "ZX":
             return pid
     raise SystemExit("no nft runs at this step")
+
+
+def stop_criu() -> None:
+    """Have the CRIU that runs now go no further."""
+    pid = running_criu()
+    os.kill(pid, signal.SIGSTOP)
+    while state(pid) not in "ZXT":
+        time.sleep(0.001)
 
 
 def remember_criu() -> None:
@@ -159,6 +180,8 @@ def main() -> None:
     profiler = Profiler(
         plan.get("point"), plan.get("passage", 1), lambda: strike(plan["fault"], plan.get("delay", 0.0)), trace
     )
+    if plan.get("point") == ANSWERED and plan["fault"] in ("criu", "both"):
+        profiler.prepare(ANSWERED.replace("return", "call"), stop_criu)
     outcome: dict[str, Any]
     try:
         threading.setprofile(profiler)
