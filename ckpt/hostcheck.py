@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from ckpt.context import SEMANTIC_5
 from ckpt.errors import CkptError
-from ckpt.kernel import context_probe, criu, netns, probe
+from ckpt.kernel import cgroup2, context_probe, criu, netns, probe
 from ckpt.kernel.run import run
 from ckpt.model.finding import Finding, Severity
 
@@ -130,7 +130,7 @@ def _contexts() -> Iterator[Finding]:
         )
     if not any(one.needed for one in missing):
         yield _ok("context", "IP-set contexts", f"work; {SEMANTIC_5}")
-        if not context_probe.is_delegated():
+        if not cgroup2.is_delegated():
             yield Finding(
                 severity=Severity.WARN,
                 code="context-delegation",

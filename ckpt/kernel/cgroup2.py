@@ -2,6 +2,10 @@
 
 That is /sys/fs/cgroup, or /sys/fs/cgroup/unified beside version 1 (hybrid), or nowhere yet; then it is mounted where
 the caller says. The directories that ckpt makes are children of the hierarchy's root, in which processes may stay.
+
+There is one hierarchy, whatever mount namespaces see of it, and it has one set of options: those of the mount that was
+made last from the first cgroup namespace (apply_cgroup_root_flags, kernel/cgroup/cgroup.c). Whoever mounts it without
+any takes them from everybody.
 """
 
 from __future__ import annotations
@@ -17,6 +21,9 @@ from ckpt.errors import NetworkError, UnsupportedError
 from ckpt.kernel import syscalls
 
 _REMOVAL_SECONDS = 5.0
+_DELEGATION = "nsdelegate"
+_NOT_ITS_OWN = {"rw", "ro", "seclabel"}
+"""What is told of a mount beside the hierarchy's own options, and is not to be said of another."""
 _FREEZING_SECONDS = 5.0
 
 
@@ -38,7 +45,7 @@ def root(otherwise: Path | None = None) -> Path:
     if otherwise is not None:
         try:
             otherwise.mkdir(mode=0o755, parents=True, exist_ok=True)
-            syscalls.mount("cgroup2", str(otherwise), kind="cgroup2")
+            syscalls.mount("cgroup2", str(otherwise), kind="cgroup2", data=",".join(sorted(options())))
         except OSError as error:
             reason = str(error)
         else:
@@ -49,6 +56,22 @@ def root(otherwise: Path | None = None) -> Path:
         details=reason,
         hint="boot a kernel with CONFIG_CGROUPS and CONFIG_CGROUP_BPF, and mount cgroup2",
     )
+
+
+def options() -> set[str]:
+    """What the hierarchy is mounted with: here, or where others have it; or else what it would be mounted with."""
+    for process in ("self", *sorted(filter(str.isdecimal, os.listdir("/proc")), key=int)):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape").splitlines():
+                kind, _, said = line.partition(" - ")[2].split(" ", 2)
+                if kind == "cgroup2":
+                    return set(said.split(",")) - _NOT_ITS_OWN
+    return {_DELEGATION}
+
+
+def is_delegated() -> bool:
+    """Whether cgroup namespaces are boundaries, that no process can move itself across: not root either."""
+    return _DELEGATION in options()
 
 
 def create(path: Path) -> bool:

@@ -56,15 +56,6 @@ def features() -> Iterator[Feature]:
         yield _tried("programs at the ingress of links (tcx or clsact)", "6.6", partial(_try_steer, maps), needed=False)
 
 
-def is_delegated() -> bool:
-    """Whether cgroup namespaces are boundaries: root inside cannot move itself out of its context."""
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        kind, _, options = line.partition(" - ")[2].split(" ", 2)
-        if kind == "cgroup2":
-            return "nsdelegate" in options.split(",")
-    return False
-
-
 _LOOKUP, _STEER = "floor/lookup", "floor/steer"
 _MAPS = {"sockets": "5.2", "listeners": "4.18"}
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from ckpt.kernel import cgroup2, context, context_places, context_probe, netns, syscalls
+from ckpt.kernel import cgroup2, context, context_places, netns, syscalls
 from ckpt.model.context import Context, parse_set
 from tests.conftest import random_name, require
 from tests.net import spaces
@@ -255,7 +255,7 @@ def boundaries(*, on: bool) -> Iterator[None]:
 
         mount(others | {"nsdelegate"} if on else others)
         try:
-            require(context_probe.is_delegated() is on, "the options of cgroup2 are not this machine's to set")
+            require(cgroup2.is_delegated() is on, "the options of cgroup2 are not this machine's to set")
             yield
         finally:
             mount(others.union({"nsdelegate"}.intersection(was)))

@@ -63,9 +63,9 @@ def test_check_says_that_contexts_work_and_what_they_do_not_hide() -> None:
 
 
 @pytest.mark.parametrize("delegated", [True, False])
-def test_check_says_whether_root_may_leave(delegated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context_probe, "is_delegated", lambda: delegated)
-    assert [one.code for one in contexts()] == ["context", *([] if delegated else ["context-delegation"])]
+def test_check_says_whether_root_may_leave(delegated: bool) -> None:
+    with context_lab.boundaries(on=delegated):
+        assert [one.code for one in contexts()] == ["context", *([] if delegated else ["context-delegation"])]
 
 
 def test_missing_feature_is_named_with_the_kernel_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,14 +91,19 @@ def test_missing_ingress_leaves_contexts_with_a_warning(monkeypatch: pytest.Monk
     ]
 
 
-def test_hierarchy_that_is_mounted_nowhere_is_mounted_where_it_is_asked_for(tmp_path: Path) -> None:
-    """In a mount namespace of the test's own, where cgroup2 was unmounted."""
+@pytest.mark.parametrize(("others", "delegated"), [(True, True), (True, False), (False, True)])
+def test_hierarchy_that_is_not_mounted_here_is_mounted_as_others_have_it(
+    tmp_path: Path, others: bool, delegated: bool
+) -> None:
+    """In a mount namespace of the test's own, where it was unmounted; without ``others`` nobody is seen to have it.
+
+    Mounted without a word it would be no boundary any more, for nobody. Where nobody has it, it becomes one.
+    """
     place = tmp_path / random_name("c")
     script = (
         "from pathlib import Path\n"
         "from ckpt.errors import CkptError\n"
         "from ckpt.kernel import cgroup2, syscalls\n"
-        "syscalls.unshare(syscalls.CLONE_NEWNS)\n"
         "for path in list(cgroup2.mount_points('cgroup2')):\n"
         "    syscalls.umount2(str(path), syscalls.MNT_DETACH)\n"
         "try:\n"
@@ -109,9 +114,10 @@ def test_hierarchy_that_is_mounted_nowhere_is_mounted_where_it_is_asked_for(tmp_
         "print(cgroup2.root())\n"
     )
     (tmp_path / "script").write_text(script)
-    # What it is mounted with is said of the whole hierarchy, and has to be as before.
-    with context_lab.boundaries(on=context_probe.is_delegated()):
-        said = spaces.shell(f"PYTHONPATH={Path(__file__).parents[2]} {sys.executable} {tmp_path / 'script'}")
+    own = "unshare --mount" if others else "unshare --mount --pid --fork --mount-proc"
+    with context_lab.boundaries(on=delegated and others):
+        said = spaces.shell(f"PYTHONPATH={Path(__file__).parents[2]} {own} {sys.executable} {tmp_path / 'script'}")
+        assert cgroup2.is_delegated() is delegated
     assert said.split() == ["cgroup2-missing", str(place), str(place)]
 
 
