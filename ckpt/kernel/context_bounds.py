@@ -34,7 +34,7 @@ DROPPED = {
 }
 """By the numbers of include/uapi/linux/capability.h."""
 
-_CAP_SYS_NICE, _CAP_SYS_RESOURCE = 23, 24
+_CAP_IPC_LOCK, _CAP_SYS_NICE, _CAP_SYS_RESOURCE = 14, 23, 24
 
 # The group's first process is tini, which is ours and not the user's.
 _OWN_TASKS = 1
@@ -45,6 +45,8 @@ def capabilities(limits: Limits) -> tuple[int, ...]:
     dropped = set(DROPPED.values())
     if limits.nice is not None:
         dropped.add(_CAP_SYS_NICE)
+    if limits.memlock is not None:
+        dropped.add(_CAP_IPC_LOCK)
     if limits != Limits():
         dropped.add(_CAP_SYS_RESOURCE)
     last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
