@@ -17,7 +17,17 @@ from pathlib import Path
 
 from ckpt import registry
 from ckpt.errors import ExistsError, NetworkError, NotFoundError, RefusedError, UsageError
-from ckpt.kernel import cgroup2, context_books, context_bounds, context_places, context_sockets, outside, proc
+from ckpt.kernel import (
+    cgroup2,
+    context_books,
+    context_bounds,
+    context_limits,
+    context_places,
+    context_sockets,
+    outside,
+    proc,
+    procfs,
+)
 from ckpt.kernel import context as kernel
 from ckpt.kernel.context_sockets import ContextSocket
 from ckpt.kernel.enter import run_inside as enter_namespaces
@@ -36,7 +46,8 @@ SEMANTIC_5 = (
 class ContextReport:
     """A context as it is now: its ``members`` as they are written, its processes and sockets.
 
-    ``uncovered`` are links from which datagrams reach sockets on `*` on their first address alone.
+    ``uncovered`` are links from which datagrams reach sockets on `*` on their first address alone. ``freedoms`` are
+    what this host does not keep a root process in it from.
     """
 
     name: str
@@ -48,6 +59,7 @@ class ContextReport:
     sockets: tuple[ContextSocket, ...]
     missing: tuple[str, ...] = ()
     uncovered: tuple[str, ...] = ()
+    freedoms: tuple[str, ...] = ()
 
 
 def reports() -> tuple[ContextReport, ...]:
@@ -77,6 +89,7 @@ def _report(context: Context) -> ContextReport:
         sockets=context_sockets.of(context),
         missing=kernel.missing_programs(context),
         uncovered=kernel.cover(registry.state_dir()),
+        freedoms=tuple(one.reason for one in context_bounds.freedoms(tasks=context_limits.tasks(context) is not None)),
     )
 
 
@@ -110,11 +123,15 @@ def change(name: str, *, add: Sequence[str] = (), remove: Sequence[str] = (), fo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntryReport:
-    """What entering did: the processes that are in the context now, and their sockets that it does not confine."""
+    """What entering did: the processes that are in the context now, and their sockets that it does not confine.
+
+    ``privileged`` are those of the processes that have a user id or capabilities of root's.
+    """
 
     name: str
     processes: tuple[int, ...]
     free: tuple[ContextSocket, ...]
+    privileged: tuple[int, ...] = ()
 
 
 def enter(name: str, pid: int) -> EntryReport:
@@ -136,7 +153,19 @@ def enter(name: str, pid: int) -> EntryReport:
                 with contextlib.suppress(ProcessLookupError):
                     cgroup2.enter(path, one)
         here = tuple(sorted(one for one in moved if registry.start_time(one) is not None))
-        return EntryReport(name=name, processes=here, free=context_sockets.free(context, here))
+        return EntryReport(
+            name=name,
+            processes=here,
+            free=context_sockets.free(context, here),
+            privileged=tuple(filter(_is_privileged, here)),
+        )
+
+
+def _is_privileged(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        status = procfs.parse_status(Path(f"/proc/{pid}/status").read_text())
+        return 0 in procfs.numbers(status, "Uid") or int(status["CapPrm"], 16) != 0
+    return False
 
 
 def _require_same_network(pid: int) -> None:

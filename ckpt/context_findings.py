@@ -1,7 +1,8 @@
 """What this host has to say to a context that shall be restored on it, beside what is asked of every host.
 
-Whether its kernel has what contexts need; whether other contexts have the group's ports in their books, which no list
-of sockets shows; and whether ports that a kernel once chose are among those that this one would choose.
+Whether its kernel has what contexts need; whether root could leave one here; whether other contexts have the group's
+ports in their books, which no list of sockets shows; and whether ports that a kernel once chose are among those that
+this one would choose.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 
 from ckpt.errors import CkptError, NotFoundError
 from ckpt.kernel import context as kernel
-from ckpt.kernel import context_places, context_probe
+from ckpt.kernel import context_bounds, context_places, context_probe
 from ckpt.model.checkpoint import Checkpoint, ContextRecord
 from ckpt.model.confined import claiming, members_with
 from ckpt.model.finding import Finding, Severity
@@ -27,6 +28,14 @@ def here(checkpoint: Checkpoint, *, try_kernel: bool = True) -> Iterator[Finding
     for one in missing:
         yield _block(
             "context-unsupported", one.name, f"contexts need it: {one.failure}", f"boot Linux {one.since} or later"
+        )
+    for freedom in context_bounds.freedoms(tasks=record.tasks is not None):
+        yield Finding(
+            severity=Severity.WARN if record.root_may_leave else Severity.BLOCK,
+            code="context-delegation",
+            subject="the context",
+            reason=freedom.reason,
+            remedy=freedom.remedy,
         )
     if not missing:
         # An address that is none is said by others.

@@ -84,6 +84,7 @@ def read(context: Context, entry: GroupEntry | None) -> ContextRecord:
         ),
         tasks=context_limits.tasks(context),
         bookings=bookings(context, bare),
+        root_may_leave=entry is not None and entry.root_may_leave,
     )
 
 

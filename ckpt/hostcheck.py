@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from ckpt.context import SEMANTIC_5
 from ckpt.errors import CkptError
-from ckpt.kernel import cgroup2, context_probe, criu, netns, probe
+from ckpt.kernel import context_bounds, context_probe, criu, netns, probe
 from ckpt.kernel.run import run
 from ckpt.model.finding import Finding, Severity
 
@@ -130,13 +130,13 @@ def _contexts() -> Iterator[Finding]:
         )
     if not any(one.needed for one in missing):
         yield _ok("context", "IP-set contexts", f"work; {SEMANTIC_5}")
-        if not cgroup2.is_delegated():
+        for freedom in context_bounds.freedoms(tasks=True):
             yield Finding(
                 severity=Severity.WARN,
                 code="context-delegation",
                 subject="IP-set contexts",
-                reason="a root process may move itself out of its context: cgroup2 is mounted without nsdelegate",
-                remedy="mount -o remount,nsdelegate cgroup2's mount point, or run programs as another user than root",
+                reason=f"{freedom.reason}; `ckpt run` refuses that without --root-may-leave",
+                remedy=freedom.remedy,
             )
 
 

@@ -62,6 +62,7 @@ class GroupEntry:
     addresses: tuple[str, ...] = ()
     context: str | None = None
     given: tuple[str, ...] = ()
+    root_may_leave: bool = False
     log: str | None = None
     command: tuple[str, ...] = ()
     created: float = field(default_factory=time.time)

@@ -530,6 +530,7 @@ class _Restore:
             addresses=home.addresses,
             context=self._confined.context.name if self._confined else None,
             given=self._confined.given if self._confined else (),
+            root_may_leave=self._checkpoint.context is not None and self._checkpoint.context.root_may_leave,
             log=group.log,
             command=group.command,
             restored_from=str(self._image),

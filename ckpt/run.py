@@ -173,6 +173,7 @@ def _entry(
         addresses=confined.members if confined else tuple(spec.addresses),
         context=confined.context if confined else None,
         given=confined.given if confined else (),
+        root_may_leave=spec.root_may_leave,
         log=str(log),
         command=tuple(spec.command),
     )

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from ckpt import context, registry
-from ckpt.errors import ExistsError, NotFoundError
+from ckpt.errors import ExistsError, NotFoundError, RefusedError
 from ckpt.kernel import arp, context_bounds, netns, outside
 from ckpt.kernel import context as kernel
 from ckpt.kernel.spawn import Bounds
@@ -42,6 +42,7 @@ def confine(spec: GroupSpec, operation: Operation, undo: ExitStack) -> Confineme
     """Make the context that ``spec`` asks for, undone by ``undo``."""
     members = parse_set(spec.addresses)
     context.require_no_context(spec.name)
+    _require_bounds(spec)
     given = _give_missing(members, spec.link, operation, undo)
     made = kernel.create(spec.name, members, registry.state_dir(), undo)
     _log.info("made the context %s of %s", made.name, ", ".join(str(one) for one in made.members))
@@ -54,6 +55,21 @@ def confine(spec: GroupSpec, operation: Operation, undo: ExitStack) -> Confineme
         given=given,
         bounds=context_bounds.bounds(made, spec.limits),
     )
+
+
+def _require_bounds(spec: GroupSpec) -> None:
+    """RefusedError where root in the group could undo what the spec asks for, unless it may."""
+    found = list(context_bounds.freedoms(tasks=spec.limits.tasks is not None))
+    for one in found if spec.root_may_leave else ():
+        _log.info("%s", one.reason)
+    if found and not spec.root_may_leave:
+        raise RefusedError(
+            f"{spec.name} cannot be confined here for certain",
+            code="context-delegation",
+            details="\n".join(one.reason for one in found),
+            hint=f"{'; '.join(one.remedy for one in found)}; or --root-may-leave, "
+            "for a command that gives up root, or that you trust",
+        )
 
 
 def _give_missing(

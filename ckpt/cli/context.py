@@ -48,6 +48,8 @@ def command(name: str | None, added: tuple[str, ...], removed: tuple[str, ...], 
         _show(report)
     for section in report.missing:
         render.warn(f"the program {section} is not attached: {name} is not confined")
+    for freedom in report.freedoms:
+        render.warn(freedom)
     if report.uncovered:
         links = ", ".join(report.uncovered)
         render.warn(
@@ -63,6 +65,9 @@ def _enter(name: str, pid: int) -> None:
         render.emit(entered)
         return
     click.echo(f"{name}: {len(entered.processes)} processes more")
+    if entered.privileged:
+        pids = ", ".join(map(str, entered.privileged))
+        render.warn(f"PID {pids} may leave again: what a process has of root's it keeps when it is put into a context")
     for one in entered.free:
         render.warn(f"not confined, because it was there before: {one}")
 

@@ -42,6 +42,7 @@ from ckpt.errors import UsageError
 @click.option("--limit-nice", type=click.IntRange(-20, 19), metavar="N", help="ipset: no better nice value than N.")
 @click.option("--limit-data", type=Bytes(), metavar="BYTES", help="ipset: the data of each process.")
 @click.option("--limit-memlock", type=Bytes(), metavar="BYTES", help="ipset: locked memory of each process.")
+@click.option("--root-may-leave", is_flag=True, help="ipset: run it also where root could leave its context.")
 @click.option("--workdir", default="/", show_default=True, metavar="DIR", help="The working directory.")
 @click.option(
     "--env", "variables", multiple=True, metavar="NAME[=VALUE]", help="Set a variable, or pass on the caller's."
@@ -64,6 +65,7 @@ def command(
     limit_nice: int | None,
     limit_data: int | None,
     limit_memlock: int | None,
+    root_may_leave: bool,
     workdir: str,
     variables: tuple[str, ...],
     clear_env: bool,
@@ -98,6 +100,7 @@ def command(
         workdir=workdir,
         umask=_umask(umask),
         limits=Limits(tasks=limit_tasks, nice=limit_nice, data=limit_data, memlock=limit_memlock),
+        root_may_leave=root_may_leave,
     )
     if spec.isolation is Isolation.IPSET:
         render.warn(f"{spec.name}: {SEMANTIC_5}")

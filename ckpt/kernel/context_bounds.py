@@ -4,19 +4,24 @@ A root process with every capability could attach programs of its own, read and 
 walk into another namespace. So a context's processes are started without the capabilities that do this, and without
 those that lift their limits. That is the bounding set: nothing they execute gets them back. Only the group's first
 process, which is tini, has them: no other can trace it or write to its memory, for want of what it has.
+
+No capability is needed to write into a file of root's, and such are those by which cgroups are left. What keeps root
+in one is its cgroup namespace, where the hierarchy was mounted with nsdelegate. Nothing else would: a mount namespace
+without these files is left through the /proc/PID/root of any process whose user root may become.
 """
 
 from __future__ import annotations
 
 import resource
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ckpt.errors import UnsupportedError
+from ckpt.errors import CkptError, UnsupportedError
 from ckpt.kernel import cgroup2
 from ckpt.kernel.spawn import Bounds
 from ckpt.model.context import Context, Limits
+from ckpt.records import dataclass
 
 DROPPED = {
     "CAP_NET_ADMIN": 12,
@@ -38,6 +43,33 @@ _CAP_IPC_LOCK, _CAP_SYS_NICE, _CAP_SYS_RESOURCE = 14, 23, 24
 
 # The group's first process is tini, which is ours and not the user's.
 _OWN_TASKS = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freedom:
+    """What a root process could do here though its context forbids it, and what ends that."""
+
+    reason: str
+    remedy: str
+
+
+def freedoms(*, tasks: bool) -> Iterator[Freedom]:
+    """What this host does not keep root from in a context; ``tasks`` says whether these are to be limited."""
+    if not cgroup2.is_delegated():
+        try:
+            place = str(cgroup2.root())
+        except CkptError:
+            place = "…"
+        yield Freedom(
+            reason="a root process may move itself out of its context: cgroup2 is mounted without nsdelegate",
+            remedy=f"mount -o remount,nsdelegate {place}",
+        )
+    if tasks and _version_1_of_pids() is not None:
+        yield Freedom(
+            reason="a root process may lift the limit of its tasks: version 1 of cgroups counts them, which has no "
+            "boundaries",
+            remedy="boot with cgroup_no_v1=pids",
+        )
 
 
 def capabilities(limits: Limits) -> tuple[int, ...]:
@@ -111,11 +143,17 @@ def tasks_cgroup(cgroup: Path) -> Path | None:
     """Where the tasks of the context with ``cgroup`` are counted: there itself, or in version 1's own hierarchy."""
     if "pids" in (cgroup.parent / "cgroup.controllers").read_text().split():
         return cgroup
+    root = _version_1_of_pids()
+    return None if root is None else root / cgroup.name
+
+
+def _version_1_of_pids() -> Path | None:
+    """Where version 1 has a hierarchy with the pids controller; no other has it then."""
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         fields, _, rest = line.partition(" - ")
         kind, _, options = rest.split(" ", 2)
         if kind == "cgroup" and "pids" in options.split(","):
-            return Path(fields.split()[4]) / cgroup.name
+            return Path(fields.split()[4])
     return None
 
 

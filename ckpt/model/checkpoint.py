@@ -167,7 +167,8 @@ class ContextRecord:
 
     Sockets are recorded as the group's programs see them, with `*` and 127.0.0.1; ``bookings`` say what these are on
     the host, where 127.0.0.1 and ::1 are ``loopback4`` and ``loopback6``. ``tasks`` is how many there may be at
-    once; what else limits a group is in CRIU's images.
+    once; what else limits a group is in CRIU's images. ``root_may_leave`` is whether the group was meant to run also
+    where nothing keeps root in its context.
     """
 
     members: tuple[Member, ...]
@@ -176,6 +177,7 @@ class ContextRecord:
     places: tuple[PlacedAddress, ...] = ()
     tasks: int | None = None
     bookings: tuple[Booking, ...] = ()
+    root_may_leave: bool = False
 
     def __post_init__(self) -> None:
         """ValueError for what is no set: an image may hold any text."""

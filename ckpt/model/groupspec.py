@@ -47,7 +47,8 @@ class GroupSpec:
     ``command`` is an argument list, never a shell's text. ``link`` is the bridge (veth) or the link below (macvlan);
     without it the group has only lo. ``addresses`` have a prefix length; ``gateways`` are one per family.
     In a context (isolation ``ipset``) the addresses are its set, in their order, with ports if they have any, and
-    ``link`` is where those are put that the host does not have; ``limits`` are for contexts alone.
+    ``link`` is where those are put that the host does not have; ``limits`` are for contexts alone, and so is
+    ``root_may_leave``: that it be run also where nothing keeps a process of root's in its context.
     ``environment`` is the whole of it. ``workdir`` is ``/`` unless said otherwise: a directory that every host has.
     """
 
@@ -62,6 +63,7 @@ class GroupSpec:
     workdir: str = "/"
     umask: int = 0o022
     limits: Limits = field(default_factory=Limits)
+    root_may_leave: bool = False
 
 
 def check_spec(spec: GroupSpec) -> None:
@@ -87,6 +89,8 @@ def check_spec(spec: GroupSpec) -> None:
         return
     if spec.limits != Limits():
         _refuse("limits-context", "limits belong to a context", hint="add --isolation ipset and an --address")
+    if spec.root_may_leave:
+        _refuse("leave-context", "only a context can be left", hint="leave out --root-may-leave")
     _check_link(spec)
     interfaces = [parse_address(text) for text in spec.addresses]
     doubled = next(

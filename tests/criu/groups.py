@@ -15,6 +15,7 @@ from typing import Any
 from ckpt import registry
 from ckpt.dump import DumpReport, dump_group
 from ckpt.model.groupspec import GroupSpec
+from ckpt.model.process import Isolation
 from ckpt.restore import RestoreReport, restore_group
 from ckpt.run import MINIMAL_ENVIRONMENT, start_group
 from tests.criu.segment import PATIENCE, Addresses, Segment
@@ -112,6 +113,7 @@ class Starter:
             "link": self.segment.bridge,
             "addresses": tuple(addresses) if only is None else (only,),
             "environment": MINIMAL_ENVIRONMENT,
+            "root_may_leave": spec.get("isolation") is Isolation.IPSET,
         }
         settings.update(spec)
         entry = start_group(GroupSpec(command=tuple(command), **settings))

@@ -31,6 +31,7 @@ from tests.criu.groups import Starter, python, wait_for
 from tests.criu.segment import Addresses, run
 from tests.criu.test_servers import REDIS
 from tests.criu.test_servers import Counter as RedisCounter
+from tests.net import context_lab
 
 V4, TCP, UDP = "AF_INET", "SOCK_STREAM", "SOCK_DGRAM"
 
@@ -251,6 +252,50 @@ def test_limits_are_kept(start: Starter, stack: ExitStack, pair: Addresses) -> N
     for _ in range(ROUNDS):
         one.group.round_trip()
         assert (one.do(state), one.do("forks()")) == before
+
+
+# -- root -------------------------------------------------------------------------------------------------------------
+
+
+def leaves(one: Agent) -> bool:
+    """Whether the agent, which is root, can move a child of its out of its context."""
+    one.do(f"procs = {str(cgroup2.root() / 'cgroup.procs')!r}")
+    one.do("import os, pathlib")
+    one.do("def child():\n try:\n  pathlib.Path(procs).write_text('0')\n except OSError:\n  os._exit(1)\n os._exit(0)")
+    one.do("def leaves():\n pid = os.fork()\n return child() if pid == 0 else os.waitpid(pid, 0)[1] == 0")
+    return bool(one.do("leaves()"))
+
+
+def test_restored_root_stays_where_cgroup_namespaces_are_boundaries(start: Starter, stack: ExitStack) -> None:
+    with context_lab.boundaries(on=True):
+        one = agent(start, stack, root_may_leave=False)
+        assert not leaves(one)
+        one.group.round_trip()
+        assert not leaves(one)
+
+
+def test_restore_where_root_could_leave_is_refused_unless_it_might(start: Starter, stack: ExitStack) -> None:
+    with context_lab.boundaries(on=True):
+        one = agent(start, stack, root_may_leave=False)
+        one.group.dump()
+    with context_lab.boundaries(on=False):
+        with pytest.raises(RefusedError) as caught:
+            one.group.restore()
+        assert (caught.value.code, context.names()) == ("context-delegation", ())
+        assert "mount -o remount,nsdelegate" in str(caught.value.hint)
+    with context_lab.boundaries(on=True):
+        one.group.restore()
+        assert not leaves(one)
+
+
+def test_group_that_root_may_leave_is_restored_where_it_can(start: Starter, stack: ExitStack) -> None:
+    with context_lab.boundaries(on=False):
+        one = agent(start, stack)
+        for _ in range(2):
+            one.group.dump()
+            findings = one.group.restore().findings
+            assert [str(item.severity) for item in findings if item.code == "context-delegation"] == ["warn"]
+        assert leaves(one)
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------

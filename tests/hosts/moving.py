@@ -44,7 +44,7 @@ def run_server(host: Machine, name: str, address: str, *, isolation: str = "netn
     six = ":" in address
     program = [sys.executable, "-I", "-S", str(PROGRAMS / "stream_server.py"), "--family", "v6" if six else "v4"]
     network = ["--isolation", isolation, "--link", BRIDGE, "--address", f"{address}/{64 if six else 24}"]
-    network += ["--gateway", GATEWAY6 if six else GATEWAY] if isolation == "netns" else []
+    network += ["--gateway", GATEWAY6 if six else GATEWAY] if isolation == "netns" else ["--root-may-leave"]
     host.must("run", "--name", name, *network, "--clear-env", "--", *program)
 
 

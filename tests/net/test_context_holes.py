@@ -10,14 +10,17 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ckpt import registry, run
-from ckpt.kernel import bpf_calls, bpf_object, context, syscalls
+from ckpt.errors import RefusedError
+from ckpt.kernel import bpf_calls, bpf_object, cgroup2, context, syscalls
 from ckpt.kernel.context_bounds import DROPPED
-from ckpt.model.context import Context
+from ckpt.model.context import Context, Limits
 from ckpt.model.groupspec import GroupSpec
 from ckpt.model.process import Isolation
 from ckpt.stop import stop_group
@@ -184,7 +187,7 @@ def test_socket_outlives_its_context_and_stays_confined(place: Lab) -> None:
         duplicate.bind((ip("first", 4), PORT))
 
 
-def inside_run(script: str) -> str:
+def inside_run(script: str, **changes: Any) -> str:
     """What a script prints as the command of a real group."""
     spec = GroupSpec(
         name=random_name("g"),
@@ -192,8 +195,9 @@ def inside_run(script: str) -> str:
         environment=dict(os.environ),
         isolation=Isolation.IPSET,
         addresses=(ip("first", 4),),
+        root_may_leave=True,
     )
-    outcome = run.run_group(spec)
+    outcome = run.run_group(replace(spec, **changes))
     assert outcome.entry.log is not None
     return Path(outcome.entry.log).read_text()
 
@@ -249,12 +253,101 @@ def test_group_sees_its_cgroup_as_the_root(place: Lab, state: None) -> None:
     assert "0::/\n" in inside_run("print(open('/proc/self/cgroup').read())")
 
 
-@pytest.mark.parametrize(("delegated", "outcome"), [(True, context_lab.STAYED), (False, ["left", "bound"])])
-def test_root_may_leave_only_where_cgroup_namespaces_are_no_boundaries(
-    place: Lab, state: None, delegated: bool, outcome: list[str]
-) -> None:
-    with context_lab.boundaries(on=delegated):
-        assert inside_run(context_lab.LEAVING.replace("ADDRESS", ip("free", 4))).splitlines() == outcome
+LEAVING = context_lab.LEAVING.replace("ADDRESS", ip("free", 4))
+
+
+def test_root_stays_where_cgroup_namespaces_are_boundaries(place: Lab, state: None) -> None:
+    with context_lab.boundaries(on=True):
+        assert inside_run(LEAVING, root_may_leave=False).splitlines() == context_lab.STAYED
+
+
+def test_what_root_could_leave_is_refused_unless_it_may(place: Lab, state: None) -> None:
+    with context_lab.boundaries(on=False):
+        with pytest.raises(RefusedError) as caught:
+            inside_run(LEAVING, root_may_leave=False)
+        assert (caught.value.code, place.books(), context.has_floor()) == ("context-delegation", [], False)
+        assert "without nsdelegate" in str(caught.value.details)
+        assert inside_run(LEAVING).splitlines() == ["left", "bound"]
+
+
+def test_remedy_that_a_refusal_names_keeps_root_inside(place: Lab, state: None) -> None:
+    with context_lab.boundaries(on=False):
+        with pytest.raises(RefusedError) as caught:
+            inside_run(LEAVING, root_may_leave=False)
+        assert caught.value.hint is not None
+        subprocess.run(caught.value.hint.partition(";")[0].split(), check=True)
+        assert inside_run(LEAVING, root_may_leave=False).splitlines() == context_lab.STAYED
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "(root / 'cgroup.procs').write_text('0')",
+        "(root / 'cgroup.threads').write_text('0')",
+        "clone_into(root)",
+        "os.makedirs(here / 'below', exist_ok=True) or clone_into(root)",
+        "libc.unshare(0x12000000) or (root / 'cgroup.procs').write_text('0')",  # CLONE_NEWUSER, CLONE_NEWCGROUP
+        "libc.unshare(0x12020000) or mounted()",  # and CLONE_NEWNS
+        "os.setresuid(1, 1, 0) or os.setresuid(0, 0, 0) or (root / 'cgroup.procs').write_text('0')",
+        "os.kill(1, 9)",
+    ],
+)
+def test_no_way_out_for_root_where_cgroup_namespaces_are_boundaries(place: Lab, state: None, attempt: str) -> None:
+    script = (
+        "import ctypes, os, pathlib, struct, sys\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        f"root = pathlib.Path({str(cgroup2.root())!r})\n"
+        "(name,) = (one for one in root.rglob('ckpt-*') if one.name.endswith(os.uname().nodename))\n"
+        "here = root / name\n"
+        "def clone_into(cgroup):\n"
+        "    into = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)\n"
+        "    arguments = struct.pack('=11Q', 0x200000000, 0, 0, 0, 17, 0, 0, 0, 0, 0, into)\n"
+        "    if libc.syscall(435, arguments, len(arguments)) > 0:\n"
+        "        os.wait()\n"
+        "        os._exit(0)\n"
+        "def mounted():\n"
+        "    os.makedirs('/tmp', exist_ok=True)\n"
+        "    libc.mount(b'cgroup2', b'/tmp', b'cgroup2', 0, None)\n"
+        "    pathlib.Path('/tmp/cgroup.procs').write_text('0')\n"
+        "try:\n"
+        f"    {attempt}\n"
+        "except (OSError, PermissionError):\n"
+        "    pass\n"
+        "socket = __import__('socket').socket()\n"
+        "try:\n"
+        f"    socket.bind(({ip('free', 4)!r}, 8080))\n"
+        "except OSError as error:\n"
+        "    print(error.strerror)\n"
+        "else:\n"
+        "    print('bound')\n"
+    )
+    with context_lab.boundaries(on=True):
+        assert inside_run(script, root_may_leave=False) == "Cannot assign requested address\n"
+
+
+def test_limit_of_tasks_that_root_could_lift_is_refused_unless_it_may(place: Lab, state: None) -> None:
+    limits = Limits(tasks=5)
+    with context_lab.boundaries(on=True):
+        if " - cgroup cgroup rw,pids" not in Path("/proc/self/mountinfo").read_text():
+            assert inside_run("print('run')", root_may_leave=False, limits=limits) == "run\n"
+            return
+        with pytest.raises(RefusedError) as caught:
+            inside_run("print('run')", root_may_leave=False, limits=limits)
+        assert caught.value.code == "context-delegation"
+        assert "limit of its tasks" in str(caught.value.details)
+        assert inside_run("print('run')", limits=limits) == "run\n"
+
+
+def test_memory_is_not_locked_above_its_limit(place: Lab, state: None) -> None:
+    script = (
+        "import ctypes, mmap\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "space = mmap.mmap(-1, 1 << 20)\n"
+        "start = ctypes.addressof(ctypes.c_char.from_buffer(space))\n"
+        "for size in (1 << 16, 1 << 20):\n"
+        "    print(libc.mlock(ctypes.c_void_p(start), ctypes.c_size_t(size)))\n"
+    )
+    assert inside_run(script, limits=Limits(memlock=1 << 16)) == "0\n-1\n"
 
 
 def test_sysctl_that_makes_sockets_v6only_is_followed(place: Lab) -> None:

@@ -78,6 +78,7 @@ def spec(*command: str, **changes: Any) -> GroupSpec:
         environment=dict(os.environ),
         isolation=Isolation.IPSET,
         addresses=(FIRST,),
+        root_may_leave=True,
     )
     return replace(plain, **changes)
 
@@ -529,7 +530,7 @@ def test_entered_process_is_confined_but_for_the_sockets_it_had(place: Lab) -> N
     agent.do("child = subprocess.Popen(['sleep', '1000'])")
     try:
         report = context.enter(entry.name, agent.pid)
-        assert set(report.processes) == {agent.pid, agent.do("child.pid")}
+        assert set(report.processes) == {agent.pid, agent.do("child.pid")} == set(report.privileged)
         assert [str(one) for one in report.free] == [f"tcp listen {OTHER}:80"]
         assert set(context.report(entry.name).processes) >= set(report.processes)
         agent.do("s = socket.socket()")
@@ -561,7 +562,8 @@ def test_clean_removes_what_a_killed_ckpt_left(place: Lab, state: Path) -> None:
         "spawn.starting = starting\n"
         "main()\n"
     )
-    arguments = ["run", "--name", name, "--isolation", "ipset", "--address", "10.77.0.50/24", "--link", "eth0", "true"]
+    arguments = ["run", "--name", name, "--isolation", "ipset", "--root-may-leave", "--address", "10.77.0.50/24"]
+    arguments += ["--link", "eth0", "true"]
     done = subprocess.run([sys.executable, "-c", script, *arguments], check=False)
     assert done.returncode == -signal.SIGKILL
     assert context.names() == (name,)
@@ -604,7 +606,7 @@ def test_libraries_of_the_commands_choice_are_for_the_command_alone(place: Lab) 
 
 def test_run_says_what_a_context_does_not_hide(place: Lab) -> None:
     done = subprocess.run(
-        [*CKPT, "run", "--isolation", "ipset", "--address", FIRST, "--wait", "--", "true"],
+        [*CKPT, "run", "--isolation", "ipset", "--root-may-leave", "--address", FIRST, "--wait", "--", "true"],
         capture_output=True,
         text=True,
         check=True,

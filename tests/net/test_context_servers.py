@@ -46,6 +46,7 @@ def start(command: Sequence[str], addresses: Sequence[str], variables: Mapping[s
         environment=run.MINIMAL_ENVIRONMENT | dict(variables or {}),
         isolation=Isolation.IPSET,
         addresses=addresses,
+        root_may_leave=True,
     )
     return run.start_group(spec)
 

@@ -46,7 +46,7 @@ def settings(tmp_path: Path) -> dict[str, str]:
 
 def in_context(name: str) -> tuple[str, ...]:
     """The beginning of the command that starts a group."""
-    return ("run", "--name", name, "--isolation", "ipset", "--address", FIRST, "--")
+    return ("run", "--name", name, "--isolation", "ipset", "--root-may-leave", "--address", FIRST, "--")
 
 
 def gone(world: World) -> bool:

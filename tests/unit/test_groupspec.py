@@ -28,6 +28,10 @@ def test_check_spec_takes_a_good_one() -> None:
     check_spec(GOOD)
 
 
+def test_check_spec_refuses_to_let_root_leave_what_is_no_context() -> None:
+    assert refusal(root_may_leave=True).code == "leave-context"
+
+
 @pytest.mark.parametrize("name", ["a", "0a", "a.b_c-d", "a" * 63, "7up"])
 def test_check_spec_takes_the_name(name: str) -> None:
     check_spec(replace(GOOD, name=name))
