@@ -145,6 +145,9 @@ class _Search:
         what = _what(work)
         yield from self._task(work, what)
         yield from self._unresumed(work, what)
+        if work.kind == "change" and work.group in context.names():
+            end = partial(context.end_change, work.group)
+            yield _Found("processes", f"of the context {work.group}", f"stood still: {what}", end)
         for pin in map(Path, work.texts("netns_pins")):
             yield from self._namespace(work, pin, what)
         for directory in _directories(work):
@@ -285,6 +288,8 @@ class _Search:
                 yield _Found("address", address, _what(work), partial(context.take_address, ifname, address))
         if not self._living and not names and context.has_floor():
             yield _Found("programs", "of contexts", "there is no context", context.release_floor)
+        for claim in context.leaked_bookings() if not self._living else ():
+            yield _Found("booking", str(claim), "no socket has it", partial(context.strike_booking, claim))
 
     def _bridges(self) -> Iterator[_Found]:
         """Bridges that ckpt made and nobody uses: no port, no address, no group."""

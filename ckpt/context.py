@@ -29,6 +29,7 @@ from ckpt.kernel import (
     procfs,
 )
 from ckpt.kernel import context as kernel
+from ckpt.kernel.context_maps import Claim
 from ckpt.kernel.context_sockets import ContextSocket
 from ckpt.kernel.enter import run_inside as enter_namespaces
 from ckpt.model.context import MOST_ADDRESSES, Context, Limits, Member, merged, parse_set
@@ -96,7 +97,7 @@ def _report(context: Context) -> ContextReport:
 def change(name: str, *, add: Sequence[str] = (), remove: Sequence[str] = (), force: bool = False) -> ContextReport:
     """Add addresses to a context and remove others, as one change that happens or does not."""
     coming, going = parse_set(add), parse_set(remove)
-    with registry.locked():
+    with registry.Operation("change", name), registry.locked():
         before = kernel.read(name)
         members = _changed(before, coming, going)
         _require_on_host(coming)
@@ -115,10 +116,23 @@ def change(name: str, *, add: Sequence[str] = (), remove: Sequence[str] = (), fo
                 context_sockets.destroy(one)
             after = kernel.change(before, members, registry.state_dir())
             context_books.strike(before, [one.address for one in lost])
-        entry = registry.find(name)
-        if entry is not None and entry.context == name:
-            registry.add(_with_addresses(entry, after), replace=True)
+        _write_down(after)
         return _report(after)
+
+
+def end_change(name: str) -> None:
+    """Let the processes of a context go on whose change was not ended by the ckpt that began it: its set is one of two.
+
+    What the books have beside that set is `leaked_bookings`.
+    """
+    _write_down(kernel.read(name))
+    cgroup2.thaw(context_places.cgroup_of(name))
+
+
+def _write_down(context: Context) -> None:
+    entry = registry.find(context.name)
+    if entry is not None and entry.context == context.name:
+        registry.add(_with_addresses(entry, context), replace=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,6 +272,16 @@ def discard(name: str) -> None:
 def names() -> tuple[str, ...]:
     """The contexts of this host's network namespace, whole or half made."""
     return tuple(name for name, _ in context_places.found())
+
+
+def leaked_bookings() -> tuple[Claim, ...]:
+    """What the books of this host's network namespace have that nobody will give back; no ckpt may be at work."""
+    return tuple(context_books.leaked(kernel.whole(), kernel.surroundings()))
+
+
+def strike_booking(claim: Claim) -> None:
+    """Take away one of `leaked_bookings`."""
+    context_books.strike_leaked(claim, kernel.whole(), kernel.surroundings())
 
 
 def has_floor() -> bool:

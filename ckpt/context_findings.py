@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from ckpt.errors import CkptError, NotFoundError
 from ckpt.kernel import context as kernel
-from ckpt.kernel import context_bounds, context_places, context_probe
+from ckpt.kernel import context_books, context_bounds, context_places, context_probe
 from ckpt.model.checkpoint import Checkpoint, ContextRecord
 from ckpt.model.confined import claiming, members_with
 from ckpt.model.finding import Finding, Severity
@@ -46,7 +46,7 @@ def here(checkpoint: Checkpoint, *, try_kernel: bool = True) -> Iterator[Finding
 
 def _booked(record: ContextRecord, sockets: tuple[Socket, ...]) -> Iterator[Finding]:
     """Ports that another context has."""
-    taken = {(one.address, one.port, one.protocol): one.number for one in kernel.claims()}
+    taken = {(one.address, one.port, one.protocol): one.number for one in context_books.claims()}
     names = {}
     for name, _ in context_places.found() if taken else ():
         with contextlib.suppress(NotFoundError):

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from ckpt.errors import CkptError
-from ckpt.kernel import cgroup2, context_limits, context_places, context_sockets, host, outside
+from ckpt.kernel import cgroup2, context_books, context_limits, context_places, context_sockets, host, outside
 from ckpt.kernel import context as kernel
 from ckpt.kernel.lock import Scope
 from ckpt.model.checkpoint import Booking, ContextRecord, PlacedAddress
@@ -111,7 +111,7 @@ def bookings(context: Context, record: ContextRecord) -> tuple[Booking, ...]:
             wild=one.wild,
             sockets=one.sockets,
         )
-        for one in kernel.claims()
+        for one in context_books.claims()
         if one.number == context.number
     )
     return tuple(sorted(found, key=lambda one: (one.protocol, one.port, one.address)))

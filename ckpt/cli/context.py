@@ -64,7 +64,7 @@ def _enter(name: str, pid: int) -> None:
     if settings().json:
         render.emit(entered)
         return
-    click.echo(f"{name}: {len(entered.processes)} processes more")
+    click.echo(f"{name} has now PID {', '.join(map(str, entered.processes))} as well")
     if entered.privileged:
         pids = ", ".join(map(str, entered.privileged))
         render.warn(f"PID {pids} may leave again: what a process has of root's it keeps when it is put into a context")

@@ -130,6 +130,11 @@ def frozen(path: Path) -> Iterator[None]:
         freeze.write_text(was)
 
 
+def thaw(path: Path) -> None:
+    """Let the processes of the cgroup go on, whoever has frozen them."""
+    (path / "cgroup.freeze").write_text("0")
+
+
 def remove(path: Path) -> None:
     """Remove the cgroup and those below it, when their last processes are gone; what is attached goes with them."""
     deadline = time.monotonic() + _REMOVAL_SECONDS

@@ -21,10 +21,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt.errors import CkptError, NetworkError, NotFoundError, PermissionDeniedError, UnsupportedError
-from ckpt.kernel import bpf_calls, bpf_object, context_floor, context_maps, context_places, outside, rtnl_addresses
+from ckpt.kernel import (
+    bpf_calls,
+    bpf_object,
+    context_books,
+    context_floor,
+    context_maps,
+    context_places,
+    outside,
+    rtnl_addresses,
+)
 from ckpt.kernel.bpf_object import FLOOR, KINDS
 from ckpt.kernel.context_floor import Floor
-from ckpt.kernel.context_maps import CONFIG_KEY, CONFIG_SIZE, Claim, Surroundings
+from ckpt.kernel.context_maps import CONFIG_KEY, CONFIG_SIZE, Surroundings
 from ckpt.kernel.context_places import cgroup_of, found, make, netns_cookie
 from ckpt.kernel.netlink import KernelRefusal, Netlink
 from ckpt.model.context import Context, Member
@@ -46,7 +55,7 @@ def create(name: str, members: Iterable[Member], directory: Path, undo: ExitStac
     with _explained(), context_floor.ensured(directory / "bpf") as floor:
         context_floor.cover(floor, directory / "bpf", everywhere=_is_wide(members))
         cgroup = make(name, directory / "cgroup", undo)
-        number = _free_number(floor)
+        number = _free_number()
         context = Context(
             name=name,
             cgroup=str(cgroup),
@@ -144,19 +153,6 @@ def set_restoring(context: Context, *, on: bool) -> None:
         bpf_calls.map_update(maps["config"], CONFIG_KEY, config)
 
 
-def claims() -> tuple[Claim, ...]:
-    """The books of the caller's namespace."""
-    with context_floor.opened() as floor:
-        if floor is None:
-            return ()
-        found = []
-        for key in list(bpf_calls.map_keys(floor.books, context_maps.KEY.size)):
-            value = bpf_calls.map_lookup(floor.books, key, context_maps.CLAIM.size)
-            if value is not None:
-                found.append(context_maps.decode_claim(key, value))
-        return tuple(found)
-
-
 def remove(name: str, path: Path, directory: Path) -> None:
     """Remove a context whose last process has gone, whole or half made, and what only it needed."""
     with contextlib.suppress(CkptError):
@@ -192,10 +188,10 @@ def cover(directory: Path, coming: Collection[Member] = ()) -> tuple[str, ...]:
 
 def _is_wide(coming: Collection[Member]) -> bool:
     """Whether `*` is more than one address of the host's for a context, or for one that gets the set ``coming``."""
-    return len(coming) > 1 or any(len(context.members) > 1 for context in _whole())
+    return len(coming) > 1 or any(len(context.members) > 1 for context in whole())
 
 
-def _whole() -> Iterator[Context]:
+def whole() -> Iterator[Context]:
     """The contexts of the caller's namespace, but for those that are half made, or going."""
     for name, _ in found():
         with contextlib.suppress(CkptError):
@@ -213,13 +209,9 @@ def with_prefixes(members: Iterable[Member]) -> tuple[Member, ...]:
     )
 
 
-def _free_number(floor: Floor) -> int:
+def _free_number() -> int:
     """A number that no context has, and no socket that outlived its context."""
-    taken = set()
-    for key in list(bpf_calls.map_keys(floor.books, context_maps.KEY.size)):
-        value = bpf_calls.map_lookup(floor.books, key, context_maps.CLAIM.size)
-        if value is not None:
-            taken.add(context_maps.decode_claim(key, value).number)
+    taken = {claim.number for claim in context_books.claims()}
     for name, _ in found():
         with contextlib.suppress(CkptError):
             taken.add(read(name).number)
@@ -263,7 +255,7 @@ def _set_address(kind: int, ifname: str, address: str) -> bool:
 def _forget_loopbacks() -> None:
     """Take what is left on lo of the own addresses of contexts that are no more: systemd, too, ends an empty one."""
     network = ipaddress.IPv6Network((_LOOPBACK6, 112))
-    needed = {context.loopback6 for context in _whole()}
+    needed = {context.loopback6 for context in whole()}
     for one in outside.addresses():
         ip = ipaddress.ip_interface(one.address).ip
         if one.ifname == "lo" and ip in network and str(ip) not in needed:

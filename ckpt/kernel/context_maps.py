@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator
 
 from ckpt.model.context import MOST_RANGES, Context, Member, PortRange
+from ckpt.model.socket import IPPROTO_TCP, Endpoint
 from ckpt.records import dataclass
 
 MOST = 18
@@ -51,6 +52,13 @@ class Claim:
     sockets: int
     wild: int
     primary: str
+
+    @property
+    def protocol_name(self) -> str:
+        return "tcp" if self.protocol == IPPROTO_TCP else "udp"
+
+    def __str__(self) -> str:
+        return f"{self.protocol_name} {Endpoint(address=self.address, port=self.port)}"
 
 
 def address_bytes(address: str) -> bytes:

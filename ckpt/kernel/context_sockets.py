@@ -54,14 +54,14 @@ class ContextSocket:
 def of(context: Context) -> tuple[ContextSocket, ...]:
     """The sockets that were made in the context, in the caller's network namespace."""
     numbers = _cgroups(context)
-    return tuple(one for number, one in _all() if number in numbers)
+    return tuple(one for number, one in everywhere() if number in numbers)
 
 
 def free(context: Context, pids: Iterable[int]) -> tuple[ContextSocket, ...]:
     """The TCP and UDP sockets that processes hold and that were not made in the context: it does not confine them."""
     numbers = _cgroups(context)
     held = {inode for pid in pids for inode in _sockets_of(pid)}
-    return tuple(one for number, one in _all() if one.inode in held and number not in numbers)
+    return tuple(one for number, one in everywhere() if one.inode in held and number not in numbers)
 
 
 def _cgroups(context: Context) -> set[int]:
@@ -77,7 +77,7 @@ def _sockets_of(pid: int) -> Iterator[int]:
                     yield int(found[1])
 
 
-def _all() -> Iterator[tuple[int, ContextSocket]]:
+def everywhere() -> Iterator[tuple[int, ContextSocket]]:
     """Every socket of the caller's network namespace, with the number of the cgroup that it was made in."""
     with Netlink(_SOCK_DIAG) as kernel:
         for family in (socket.AF_INET, socket.AF_INET6):

@@ -17,7 +17,7 @@ import pytest
 
 from ckpt import context, context_restore, held, registry
 from ckpt.errors import CkptError, RefusedError, RestoreError
-from ckpt.kernel import cgroup2, netns, outside
+from ckpt.kernel import cgroup2, context_books, netns, outside
 from ckpt.kernel import context as kernel
 from ckpt.kernel.lock import find
 from ckpt.mapping import parse_mapping
@@ -106,10 +106,10 @@ def test_dump_leaves_addresses_that_were_the_hosts(start: Starter, stack: ExitSt
 
 def test_leave_running_leaves_all_as_it_was(one: Agent, pair: Addresses) -> None:
     entry = registry.get(str(one.group.target))
-    claims = kernel.claims()
+    claims = context_books.claims()
     one.group.dump(leave_running=True)
     assert one.do("1 + 1") == 2
-    assert (kernel.claims(), registry.get(entry.name), locks()) == (claims, entry, ())
+    assert (context_books.claims(), registry.get(entry.name), locks()) == (claims, entry, ())
     assert host_has(pair.v4, pair.v6) == [True, True]
 
 

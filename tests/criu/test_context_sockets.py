@@ -9,6 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from ckpt.kernel import context as kernel
+from ckpt.kernel import context_books
 from tests.criu.context_groups import ROUNDS, Agent, agent
 from tests.criu.groups import Starter
 from tests.criu.segment import Addresses
@@ -183,7 +184,7 @@ def books(one: Agent) -> list[str]:
     own = (entry.loopback4, entry.loopback6)
     return sorted(
         f"{claim.protocol} {claim.address} {claim.port} {claim.wild} {claim.primary} ×{claim.sockets}"
-        for claim in kernel.claims()
+        for claim in context_books.claims()
         if claim.number == entry.number and claim.address not in own
     )
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from ckpt.kernel import cgroup2, context, context_places, netns, syscalls
+from ckpt.kernel import cgroup2, context, context_books, context_places, netns, syscalls
 from ckpt.model.context import Context, parse_set
 from tests.conftest import random_name, require
 from tests.net import spaces
@@ -182,7 +182,7 @@ class Lab:
     def books(self) -> list[str]:
         """What the books have, as text."""
         with netns.entered(self.host):
-            return sorted(f"{one.protocol} {one.address} {one.port} ×{one.sockets}" for one in context.claims())
+            return sorted(f"{one.protocol} {one.address} {one.port} ×{one.sockets}" for one in context_books.claims())
 
 
 def ip(which: str, family: int, hosts: dict[str, tuple[str, str]] | None = None) -> str:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,8 +22,10 @@ from ckpt.errors import CkptError, ExistsError, NotFoundError, RefusedError, Usa
 from ckpt.kernel import (
     bpf_calls,
     cgroup2,
+    context_books,
     context_bounds,
     context_floor,
+    context_maps,
     context_places,
     context_steer,
     enter,
@@ -591,6 +594,70 @@ def test_clean_removes_half_a_context(place: Lab) -> None:
     cgroup2.create(context_places.cgroup_of(name))
     assert [(one.kind, one.subject) for one in clean.clean()] == [("context", name)]
     assert context.names() == ()
+
+
+def booked(port: int, number: int, *, address: str = FIRST, protocol: int = socket.IPPROTO_TCP) -> str:
+    """Write an entry into the books that no socket has made; what it is called."""
+    key = context_maps.KEY.pack(context_maps.address_bytes(address), port, protocol, 0)
+    value = context_maps.CLAIM.pack(1, number, 0, context_maps.address_bytes(FIRST))
+    with context_floor.opened() as floor:
+        assert floor is not None
+        bpf_calls.map_update(floor.books, key, value, bpf_calls.NOEXIST)
+    (found,) = (one for one in context_books.claims() if one.port == port)
+    return str(found)
+
+
+def test_clean_strikes_what_the_books_have_of_no_socket(place: Lab) -> None:
+    entry = serving(addresses=(FIRST, SECOND))
+    made = kernel.read(entry.name)
+    agent = place.inside(made)
+    # Not every kernel lists a socket that is bound and nothing else.
+    agent.do("bound = socket.socket(); bound.bind(('', 81))")
+    agent.do("datagrams = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); datagrams.bind(('::', 81))")
+    agent.do("chosen = socket.socket(type=socket.SOCK_DGRAM); chosen.bind(('', 0))")
+    # Disconnected (AF_UNSPEC), it has lost its port, and its entry has not.
+    agent.do("import ctypes; ctypes.CDLL(None).connect(chosen.fileno(), bytes(16), 16)")
+    assert agent.do("chosen.getsockname()[1]") == 0
+    before = place.books()
+    assert clean.clean() == ()
+    leaked = {booked(443, made.number), booked(444, made.number % 99 + 1), booked(53, made.number, protocol=17)}
+    assert agent.fails(f"socket.create_server(({FIRST!r}, 443))") == "EADDRINUSE"
+    found = clean.clean(dry_run=True)
+    assert {(one.kind, one.subject, one.done) for one in found} == {("booking", one, True) for one in leaked}
+    assert len(place.books()) == len(before) + 3
+    assert {one.subject for one in clean.clean()} == leaked
+    assert (place.books(), clean.clean()) == (before, ())
+    assert agent.fails(f"socket.create_server(({FIRST!r}, 443))") == ""
+    assert says(place.at_peer(), SECOND) == "one"
+
+
+@pytest.mark.parametrize("moment", ["context_books.enter", "kernel.change"])
+def test_clean_ends_a_change_whose_ckpt_was_killed(place: Lab, moment: str) -> None:
+    """Its group stands still, and the books have what is not of its set: of the new address, or of the old one."""
+    entry = serving(addresses=(FIRST, OTHER))
+    before = place.books()
+    script = (
+        "import os, signal, sys\n"
+        "from ckpt import context\n"
+        "from ckpt.kernel import context as kernel, context_books\n"
+        f"done = {moment}\n"
+        "def killed(*arguments):\n"
+        "    done(*arguments)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"{moment} = killed\n"
+        "context.change(sys.argv[1], add=[sys.argv[2]], remove=[sys.argv[3]])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, entry.name, SECOND, OTHER], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(place.books()) > len(before)
+    assert (context_places.cgroup_of(entry.name) / "cgroup.freeze").read_text() == "1\n"
+    assert [one.kind for one in clean.clean()].count("booking") == 1
+    assert clean.clean() == ()
+    kept = SECOND if moment == "kernel.change" else OTHER
+    assert registry.get(entry.name).addresses == (f"{FIRST}/24", f"{kept}/24")
+    assert [says(place.at_peer(), address) for address in (FIRST, kept)] == ["one", "one"]
+    stop_group(entry.name)
+    assert place.books() == []
 
 
 # -- what is said ------------------------------------------------------------------------------------------------------
