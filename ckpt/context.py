@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +48,8 @@ class ContextReport:
     """A context as it is now: its ``members`` as they are written, its processes and sockets.
 
     ``uncovered`` are links from which datagrams reach sockets on `*` on their first address alone. ``freedoms`` are
-    what this host does not keep a root process in it from.
+    what this host does not keep a root process in it from, and ``strayed`` the processes of its group that are not in
+    it any more.
     """
 
     name: str
@@ -61,6 +62,7 @@ class ContextReport:
     missing: tuple[str, ...] = ()
     uncovered: tuple[str, ...] = ()
     freedoms: tuple[str, ...] = ()
+    strayed: tuple[int, ...] = ()
 
 
 def reports() -> tuple[ContextReport, ...]:
@@ -91,7 +93,18 @@ def _report(context: Context) -> ContextReport:
         missing=kernel.missing_programs(context),
         uncovered=kernel.cover(registry.state_dir()),
         freedoms=tuple(one.reason for one in context_bounds.freedoms(tasks=context_limits.tasks(context) is not None)),
+        strayed=tuple(_strayed(context)),
     )
+
+
+def _strayed(context: Context) -> Iterator[int]:
+    entry = registry.find(context.name)
+    if entry is None or entry.context != context.name or not entry.alive:
+        return
+    for pid in proc.tree_pids(entry.pid):
+        cgroup = cgroup2.of_process(pid)
+        if cgroup is not None and context_places.name_of(cgroup) != context.name:
+            yield pid
 
 
 def change(name: str, *, add: Sequence[str] = (), remove: Sequence[str] = (), force: bool = False) -> ContextReport:

@@ -48,6 +48,8 @@ def command(name: str | None, added: tuple[str, ...], removed: tuple[str, ...], 
         _show(report)
     for section in report.missing:
         render.warn(f"the program {section} is not attached: {name} is not confined")
+    if report.strayed:
+        render.warn(f"PID {', '.join(map(str, report.strayed))} of {name} has left the context: end it")
     for freedom in report.freedoms:
         render.warn(freedom)
     if report.uncovered:

@@ -543,6 +543,16 @@ def test_entered_process_is_confined_but_for_the_sockets_it_had(place: Lab) -> N
         agent.do("child.kill(); child.wait()")
 
 
+def test_process_that_has_left_is_named(place: Lab) -> None:
+    entry = serving()
+    (child,) = set(tree_pids(entry.pid)) - {entry.pid}
+    assert context.report(entry.name).strayed == ()
+    cgroup2.enter(cgroup2.root(), child)
+    assert context.report(entry.name).strayed == (child,)
+    done = subprocess.run([*CKPT, "context", entry.name], capture_output=True, text=True, check=True)
+    assert f"PID {child} of {entry.name} has left the context" in done.stderr
+
+
 def test_process_of_another_namespace_cannot_enter(place: Lab) -> None:
     entry, peer = run.start_group(spec()), place.at_peer()
     with pytest.raises(RefusedError) as caught:
