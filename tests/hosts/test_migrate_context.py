@@ -15,6 +15,7 @@ from tests.criu.stream import Stream
 from tests.hosts.machines import BRIDGE, GATEWAY, Machine, World
 from tests.hosts.moving import LIMIT, Moving, connect
 from tests.hosts.test_migrate import owners
+from tests.net import context_lab
 
 ADDRESS = "10.88.0.30"
 
@@ -73,3 +74,18 @@ def test_migrate_context_there_and_back_loses_nothing(world: World, name: str) -
                 assert (found["name"], found["members"], found["missing"]) == (name, [f"{ADDRESS}/24"], [])
         assert capture.betrayals(ADDRESS) == []
         stream.finish()
+
+
+def test_migrate_to_where_root_could_leave_is_refused(world: World) -> None:
+    """Both hosts have one hierarchy: it is no boundary any more when the group is to move."""
+    name = random_name("g")
+    confined = ["--isolation", "ipset", "--link", BRIDGE, "--address", "10.88.0.32/24"]
+    with context_lab.boundaries(on=True):
+        world.a.must("run", "--name", name, *confined, "--", "sleep", "1000")
+    try:
+        with context_lab.boundaries(on=False):
+            done = world.a.ckpt("migrate", name, "--host", world.b.address)
+        assert (done.status, done.error["code"]) == (3, "context-delegation"), done.err
+        assert (world.a.groups(), world.b.groups()) == ({name: "running"}, {})
+    finally:
+        world.a.must("stop", "--timeout", "0", name)
