@@ -17,17 +17,15 @@ import contextlib
 import dataclasses
 import logging
 import os
-import secrets
-import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from ckpt import context_findings, context_restore, held, placing, registry, sections
+from ckpt import context_findings, context_restore, held, placing, registry, sections, unpacking
 from ckpt.dump import IMAGES, Progress
-from ckpt.errors import CkptError, RestoreError, StorageError, UnknownOutcomeError
+from ckpt.errors import CkptError, ImageError, RestoreError, UnknownOutcomeError
 from ckpt.explain import explain
 from ckpt.handover import Arrival
 from ckpt.holding import SignalHold
@@ -44,12 +42,10 @@ from ckpt.kernel import (
     mntns,
     netns,
     proc,
-    remains,
     repeating,
     sockdiag,
-    tmpfs,
 )
-from ckpt.kernel.syscalls import PR_SET_CHILD_SUBREAPER, keep_freed_memory, prctl
+from ckpt.kernel.syscalls import PR_SET_CHILD_SUBREAPER, prctl
 from ckpt.mapping import NO_MAPPING, Mapping
 from ckpt.model.checkpoint import Checkpoint, InheritedFile
 from ckpt.model.finding import Finding, refuse_blocked
@@ -68,8 +64,6 @@ _log = logging.getLogger(__name__)
 
 ANNOUNCE_AFTER = (0.05, 0.15, 0.3, 0.5)
 """Seconds after the first announcement at which addresses are announced again: any one of them may be lost."""
-
-_NAME_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +180,7 @@ def _restore(
         probe=asked.dry_run or not arrival.moves,
         try_kernel=asked.dry_run,
         replace_files=asked.replace_files,
-        beside=image.parent,
+        beside=None if unpacking.serves(source) else image.parent,
     )
     findings = (*remapped.findings, *found)
     if asked.dry_run:
@@ -208,7 +202,7 @@ def examine(
     held_by: Collection[str] = (),
     probe: bool = True,
     try_kernel: bool = True,
-    beside: Path = IMAGES,
+    beside: Path | None = IMAGES,
     replace_files: bool = False,
 ) -> tuple[Finding, ...]:
     """What is to be said of restoring ``checkpoint`` on this host; changes nothing.
@@ -217,7 +211,7 @@ def examine(
     be.
     Without ``probe`` nobody is asked for addresses: it was done a moment ago, and the group stands still meanwhile.
     Unless ``try_kernel``, what only a context needs of the kernel is not tried: making it says so as well.
-    ``beside`` is a directory that it may be unpacked in.
+    ``beside`` is a directory that it may be unpacked in; None where memory need not be.
     """
     groups = tuple(_known(entry) for entry in registry.entries())
     coming = Placing()
@@ -229,7 +223,7 @@ def examine(
     needs = dataclasses.replace(needs, probes=(*needs.probes, *coming.probes))
     if not probe:
         needs = dataclasses.replace(needs, probes=(), gateways=())
-    scratch = (beside, IMAGES, Path(tempfile.gettempdir()), registry.state_dir())
+    scratch = (beside, IMAGES, Path(tempfile.gettempdir()), registry.state_dir()) if beside else ()
     target = host.read_target(needs, criu.version(program), groups=groups, scratch=scratch)
     seen = with_places(target, coming)
     found = revalidate(
@@ -284,8 +278,7 @@ class _Restore:
         self._checkpoint = remapped.checkpoint
         self._name = name
         self._tcp_close = asked.tcp_close
-        carried = sum(one.size for one in remapped.checkpoint.carried if one.member)
-        self._pages = None if asked.pages is None else asked.pages + carried
+        self._pages = asked.pages
         self._replace_files = asked.replace_files
         self._operation = operation
         self._undo = undo
@@ -300,7 +293,8 @@ class _Restore:
         # The undo comes first: what it removes must be gone when the namespaces are let go.
         with contextlib.ExitStack() as passing, self._undo:
             self._operation.note(image_id=self._reader.header.id)
-            images = self._extract(progress, passing)
+            self._files = self._unpack(progress, passing)
+            images = self._files.directory
             try:
                 self._backups = placing.place(
                     self._checkpoint,
@@ -312,8 +306,9 @@ class _Restore:
                 self._amend(images)
                 with SignalHold() as self._hold:
                     self._home = self._make_home(passing)
-                    self._run_criu(images, passing)
-            except UnknownOutcomeError:
+                    self._run_criu(passing)
+            except (UnknownOutcomeError, ImageError):
+                # Of an image that is damaged there is nothing else to say: what was made of it is gone.
                 raise
             except CkptError as error:
                 if not self._released:
@@ -337,47 +332,16 @@ class _Restore:
             )
         return rebuild(self._checkpoint, self._operation, passing, self._undo, mute=self._arrival.moves)
 
-    def _extract(self, progress: Progress, passing: contextlib.ExitStack) -> Path:
-        """CRIU's files in a directory of their own: in memory, or beside the image if that can be written."""
-        directory = self._in_memory(passing) or self._on_disk(passing)
-        keep_freed_memory()
-        self._reader.extract(directory, progress=lambda done, total: progress("reading", done, total))
-        return directory
-
-    def _in_memory(self, passing: contextlib.ExitStack) -> Path | None:
-        """A directory that touches no disk; None where there is no room, or nobody knows how much it takes."""
-        images = None if self._pages is None else tmpfs.in_memory(tmpfs.room_for(self._pages), passing)
-        if images is None:
-            return None
-        # No path leads there. By the mark CRIU is found, should ckpt be killed and CRIU not end by itself.
-        mark = registry.state_dir() / f".{self._operation.id}.criu-{secrets.token_hex(4)}"
-        self._operation.note(directories=[str(mark)])
-        (images / remains.mark(mark)).touch()
-        return images
-
-    def _on_disk(self, passing: contextlib.ExitStack) -> Path:
-        failure: OSError | None = None
-        for place in self._places():
-            directory = place / f".{self._image.name[-_NAME_BYTES:]}.criu-{secrets.token_hex(4)}"
-            self._operation.note(directories=[str(directory)])
-            try:
-                directory.mkdir(mode=0o700)
-            except OSError as error:
-                failure = error
-                continue
-            passing.callback(shutil.rmtree, directory, ignore_errors=True)
-            return directory
-        raise StorageError("there is no directory to unpack CRIU's files in", code="storage-write") from failure
-
-    def _places(self) -> Iterator[Path]:
-        if self._image.is_absolute():
-            yield self._image.parent
-        elif _has_room(passing := registry.directory(""), self._pages):
-            # It need not touch a disk.
-            yield passing
-        IMAGES.mkdir(mode=0o700, parents=True, exist_ok=True)
-        yield IMAGES
-        yield Path(tempfile.gettempdir())
+    def _unpack(self, progress: Progress, passing: contextlib.ExitStack) -> unpacking.Unpacking:
+        return unpacking.Unpacking(
+            self._reader,
+            self._image,
+            self._operation,
+            passing,
+            memory=self._pages,
+            carried=sum(one.size for one in self._checkpoint.carried if one.member),
+            read=lambda done, total: progress("reading", done, total),
+        )
 
     def _amend(self, images: Path) -> None:
         """Put right what CRIU has dumped but would restore wrongly; see each amendment."""
@@ -391,9 +355,12 @@ class _Restore:
 
     # -- CRIU ----------------------------------------------------------------------------------------------------
 
-    def _run_criu(self, images: Path, passing: contextlib.ExitStack) -> None:
-        directory = passing.enter_context(criu.images_directory(images))
-        launch = self._launch(passing, directory)
+    def _run_criu(self, passing: contextlib.ExitStack) -> None:
+        with self._files.opened() as (directory, work):
+            self._converse(directory, work, passing)
+
+    def _converse(self, directory: int, work: int, passing: contextlib.ExitStack) -> None:
+        launch = self._launch(passing, directory, work)
         options: dict[str, object] = {
             # Not by our descriptor: in a PID namespace of its own CRIU cannot see our /proc/PID/fd. And by a link: a
             # CRIU before 4.2 reads where the name leads ("Can't readlink", criu/cr-service.c).
@@ -420,14 +387,14 @@ class _Restore:
         with killed_on_failure(lambda: self._released), criu.Swrk(self._program, launch) as swrk:
             swrk.request(request, lambda stage, pid: self._notify(swrk, stage, pid))
 
-    def _launch(self, passing: contextlib.ExitStack, images: int) -> criu.Launch:
+    def _launch(self, passing: contextlib.ExitStack, images: int, work: int) -> criu.Launch:
         """What CRIU inherits and runs in: the namespaces of the group that are not in its images."""
         notes = self._checkpoint.criu
         self._inherited: list[dict[str, object]] = []
         self._inherited += [{"key": room.key, "fd": room.netns} for room in self._home.rooms]
         for file in notes.files:
             self._inherited.append({"key": file.key, "fd": passing.enter_context(_opened(file))})
-        passed = [images, *(int(str(one["fd"])) for one in self._inherited)]
+        passed = [images, work, *(int(str(one["fd"])) for one in self._inherited)]
         wrapper: list[str] = list(self._confined.wrapper) if self._confined else []
         if notes.mounts is not None:
             mounts = mntns.create(notes.mounts, self._home.netns)
@@ -439,7 +406,12 @@ class _Restore:
             wrapper += ["unshare", "--pid", "--mount", "--fork", "--mount-proc", "--propagation", "slave", "--"]
             inside = "-" if self._home.netns is None else str(self._home.netns)
             wrapper += [sys.executable, "-I", "-S", adopter.__file__, inside]
-        return criu.Launch(pass_fds=tuple(passed), wrapper=tuple(wrapper), wrapper_lingers=self._adopted)
+        return criu.Launch(
+            pass_fds=tuple(passed),
+            wrapper=tuple(wrapper),
+            work_dir=f"/proc/self/fd/{work}",
+            wrapper_lingers=self._adopted,
+        )
 
     def _notify(self, swrk: criu.Swrk, stage: str, pid: int) -> None:
         _log.info("CRIU: %s", stage)
@@ -577,12 +549,6 @@ class _Restore:
             findings=findings,
             backups=self._backups,
         )
-
-
-def _has_room(directory: Path, pages: int | None) -> bool:
-    """Whether CRIU's files fit there well, the more so as it may be memory that they lie in."""
-    found = os.statvfs(directory)
-    return pages is not None and found.f_bavail * found.f_frsize > tmpfs.room_for(pages)
 
 
 @contextlib.contextmanager

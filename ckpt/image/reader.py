@@ -10,10 +10,12 @@ should be, the frames are walked to find out what is wrong and where.
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import stat
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -26,7 +28,8 @@ from ckpt.image.extraction import extract
 from ckpt.image.frames import Frame, FrameReader, Source, Trailer, describe, parse_trailer
 from ckpt.image.layout import ChunkHead, FileEntry, Index, IndexHead, SectionHead, Summary
 from ckpt.image.ledger import check_file_name, check_section_name, unpack_offsets
-from ckpt.image.stream import FileData, Sections, StreamReader, decode_map
+from ckpt.image.lookup import Lookup
+from ckpt.image.stream import Event, FileClosed, FileData, FileOpened, Sections, StreamReader, decode_map
 from ckpt.records import dataclass
 
 if TYPE_CHECKING:
@@ -130,10 +133,24 @@ class Reader:
 
     def open(self, name: str) -> ImageFile:
         """The file ``name``, to be read from its beginning; raises ImageError(code="image-file-missing")."""
-        if name not in self._files:
-            raise self.place.error(Defect.FILE_MISSING, f"file {name}")
-        number, entry = self._files[name]
+        number, entry = self._find(name)
         return ImageFile(entry, self._chunks(number, entry))
+
+    def lookup(self, name: str, pool: ThreadPoolExecutor) -> Lookup:
+        """The file ``name``, to be read anywhere, by threads of ``pool``; raises as ``open``."""
+        number, entry = self._find(name)
+        offsets = self._offsets(entry)
+
+        def chunk(index: int, *, skip: bool) -> tuple[Frame, ChunkHead, Place]:
+            if index >= len(offsets):
+                raise self.place.inside(f"file {name}").error(Defect.INDEX, "it has fewer bytes than the index says")
+            return self._chunk(number, entry, offsets[index], skip=skip)
+
+        def load(index: int) -> bytes | bytearray:
+            frame, head, place = chunk(index, skip=False)
+            return decompress(head.codec, frame.payload, head.raw, place)
+
+        return Lookup(entry.length, lambda index: chunk(index, skip=True)[1].raw, load, pool)
 
     def stream(self) -> StreamReader:
         """The same image from first to last, checked as it goes."""
@@ -157,33 +174,60 @@ class Reader:
         report()
         return _summary(stream)
 
+    def extract_small(self, directory: Path, large: Collection[str]) -> None:
+        """Make the files in ``directory`` that are not ``large``, each checked by itself; raises as ``extract``."""
+        extract(self._events(large), directory)
+
+    def _events(self, without: Collection[str]) -> Iterator[Event]:
+        for number, entry in enumerate(self._index.files):
+            if entry.name not in without:
+                yield FileOpened(number, entry.name)
+                for data in self._chunks(number, entry):
+                    yield FileData(number, entry.name, data)
+                yield FileClosed(number, entry.name, entry.length)
+
     def _report(self, stream: StreamReader, progress: Progress | None) -> Callable[[], None]:
         return lambda: progress(stream.position, self.size) if progress else None
 
-    def _frame(self, offset: int) -> tuple[Frame, Place]:
+    def _find(self, name: str) -> tuple[int, FileEntry]:
+        if name not in self._files:
+            raise self.place.error(Defect.FILE_MISSING, f"file {name}")
+        return self._files[name]
+
+    def _frame(self, offset: int, *, skip: bool = False) -> tuple[Frame, Place]:
         place = self.place.inside(f"byte {offset}")
         reader = FrameReader(Source(At(self._fd, offset), offset), place, self._frames.seed)
-        frame = reader.next()
+        frame = reader.next(skip=skip)
         if isinstance(frame, Trailer):
             raise place.error(Defect.INDEX, "the trailer stands here")
         return frame, place.inside(describe(frame.number, frame.head, offset))
 
     def _chunks(self, number: int, entry: FileEntry) -> Iterator[bytes | bytearray]:
-        length = before = 0
-        for offset in unpack_offsets(entry.chunks):
-            if offset <= before:
-                raise self.place.inside("index").error(Defect.INDEX, f"the chunks of file {entry.name} go backwards")
-            before = offset
-            frame, place = self._frame(offset)
-            if not isinstance(frame.head, ChunkHead) or frame.head.file != number:
-                raise place.error(Defect.INDEX, f"the index has a chunk of file {entry.name} here")
-            length += frame.head.raw
-            if not 1 <= frame.head.raw <= min(layout.MAX_CHUNK, entry.length):
-                raise place.error(Defect.LIMIT, f"a chunk of {frame.head.raw} bytes")
-            yield decompress(frame.head.codec, frame.payload, frame.head.raw, place)
+        length = 0
+        for offset in self._offsets(entry):
+            frame, head, place = self._chunk(number, entry, offset)
+            length += head.raw
+            yield decompress(head.codec, frame.payload, head.raw, place)
         if length != entry.length:
             place = self.place.inside(f"file {entry.name}")
             raise place.error(Defect.INDEX, f"its chunks have {length} bytes instead of {entry.length}")
+
+    def _offsets(self, entry: FileEntry) -> array[int]:
+        offsets = unpack_offsets(entry.chunks)
+        if any(after <= before for before, after in itertools.pairwise(offsets)):
+            raise self.place.inside("index").error(Defect.INDEX, f"the chunks of file {entry.name} go backwards")
+        return offsets
+
+    def _chunk(
+        self, number: int, entry: FileEntry, offset: int, *, skip: bool = False
+    ) -> tuple[Frame, ChunkHead, Place]:
+        frame, place = self._frame(offset, skip=skip)
+        head = frame.head
+        if not isinstance(head, ChunkHead) or head.file != number:
+            raise place.error(Defect.INDEX, f"the index has a chunk of file {entry.name} here")
+        if not 1 <= head.raw <= min(layout.MAX_CHUNK, entry.length):
+            raise place.error(Defect.LIMIT, f"a chunk of {head.raw} bytes")
+        return frame, head, place
 
     def _read_index(self) -> Index:
         try:

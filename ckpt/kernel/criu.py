@@ -178,11 +178,13 @@ def load_pycriu(place: Path, module: str) -> Any:
 class Launch:
     """How the swrk child is started: descriptors that it inherits, and the command that it runs under.
 
+    ``work_dir`` is where it writes its log, by a name of the child's, if not in the directory of its images.
     A wrapper that lingers does not end with CRIU (`unshare --fork` waits for the namespace's init): it is killed.
     """
 
     pass_fds: tuple[int, ...] = ()
     wrapper: tuple[str, ...] = ()
+    work_dir: str | None = None
     wrapper_lingers: bool = False
 
 
@@ -214,6 +216,8 @@ class Swrk:
         with theirs:
             # --no-default-config: else /etc/criu/default.conf and ~/.criu/default.conf leak into every request.
             argv = [*launch.wrapper, self._criu.path, "--no-default-config"]
+            # Not with the request, which knows it as a descriptor in our /proc alone.
+            argv += ["--work-dir", launch.work_dir] if launch.work_dir else []
             try:
                 self._process = subprocess.Popen(
                     [*argv, "swrk", str(theirs.fileno())],

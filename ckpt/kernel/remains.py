@@ -162,7 +162,9 @@ def _holds(pid: int, wanted: set[tuple[int, int]], marks: Sequence[str] = ()) ->
             found = os.stat(f"/proc/{pid}/{place}")
             if (found.st_dev, found.st_ino) in wanted:
                 return True
-            if stat.S_ISDIR(found.st_mode) and any(os.path.lexists(f"/proc/{pid}/{place}/{one}") for one in marks):
+            # An empty one has no mark; and to look for it in one that another serves (`fuse`) would be waiting for it.
+            may_be_marked = stat.S_ISDIR(found.st_mode) and found.st_size
+            if may_be_marked and any(os.path.lexists(f"/proc/{pid}/{place}/{one}") for one in marks):
                 return True
     return False
 

@@ -139,7 +139,8 @@ def _cgroups(target: TargetFacts) -> Iterator[Finding]:
 
 
 def _disk(target: TargetFacts, pages: int | None) -> Iterator[Finding]:
-    if pages and 0 <= target.disk_free < pages:
+    # It lies in memory where that has room for it beside the group's own.
+    if pages and 0 <= target.disk_free < pages and target.memory_available < 2 * pages:
         yield block(
             "disk",
             "disk",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -21,7 +22,8 @@ import pytest
 from ckpt import registry
 from ckpt.dump import dump_group
 from ckpt.errors import CkptError
-from ckpt.kernel import outside, syscalls, tmpfs
+from ckpt.image import Reader
+from ckpt.kernel import fuse, outside, syscalls, tmpfs
 from ckpt.restore import restore_group
 from tests import lab
 from tests.conftest import require
@@ -446,7 +448,17 @@ def test_restore_image_that_cannot_be_read(directories: Path) -> None:
     )
 
 
-def test_restore_unpacks_in_memory_where_there_is_room(start: Starter, tmp_path: Path) -> None:
+@pytest.fixture
+def no_fuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that serves no files from user space."""
+
+    def refused(device: int) -> int:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(fuse, "_mount", refused)
+
+
+def restores_beside_nothing(start: Starter, tmp_path: Path) -> None:
     group = start.stream_server()
     with group.stream() as stream:
         stream.progress()
@@ -459,6 +471,18 @@ def test_restore_unpacks_in_memory_where_there_is_room(start: Starter, tmp_path:
         stream.finish()
 
 
+def test_restore_reads_memory_out_of_the_image(start: Starter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of what the image has there is room for nothing but the image.
+    monkeypatch.setattr(Reader, "extract", None)
+    restores_beside_nothing(start, tmp_path)
+
+
+@pytest.mark.usefixtures("no_fuse")
+def test_restore_unpacks_in_memory_where_there_is_room(start: Starter, tmp_path: Path) -> None:
+    restores_beside_nothing(start, tmp_path)
+
+
+@pytest.mark.usefixtures("no_fuse")
 def test_restore_no_space_left_to_unpack(start: Starter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # No machine has that much memory to spare.
     monkeypatch.setattr(tmpfs, "_SPARE_BYTES", 1 << 60)

@@ -88,7 +88,7 @@ STEPS = [
     ("dump", "return ckpt.image.publish>link"),
     ("dump", f"return {_DUMP}._commit"),
     ("dump", f"call {_DUMP}._take_away"),
-    ("restore", f"return {_RESTORE}._extract"),
+    ("restore", f"return {_RESTORE}._unpack"),
     ("restore", "return ckpt.rebuild:rebuild"),
     ("restore", f"call {_RESTORE}._release"),
 ]

@@ -15,7 +15,7 @@ import pytest
 from ckpt import registry
 from ckpt.dump import dump_group
 from ckpt.errors import CkptError
-from ckpt.kernel import syscalls, tmpfs
+from ckpt.kernel import remains, syscalls, tmpfs
 from tests.criu import fault_groups, fault_lab
 from tests.criu.fault_lab import Fault, Survivor
 from tests.criu.fault_steps import WIDE
@@ -132,6 +132,23 @@ def test_criu_stopped_and_ckpt_ended_nothing_stands_still(
         assert ckpt.wait(60) == (130 if end is signal.SIGINT else -signal.SIGKILL)
     actions = survivor.check()
     assert (actions == ()) == (end is signal.SIGINT)
+
+
+# -- a ckpt that stands still --------------------------------------------------------------------------------------
+
+
+def test_restore_stopped_while_criu_reads_holds_nobody_else_up(survivor: Survivor) -> None:
+    dump_group(survivor.name, survivor.image)
+    fault = Fault(work="restore", point="return ckpt.image.lookup:Lookup.read", fault="ckpt-STOP")
+    with fault_lab.start(command(survivor, fault)) as ckpt:
+        assert ckpt.stderr is not None
+        assert ckpt.stderr.readline() == "struck\n"
+        # It has a directory open that nobody answers for now.
+        assert remains.crius_in([survivor.image.parent / "elsewhere"]) == ()
+        ckpt.send_signal(signal.SIGCONT)
+        assert ckpt.wait(60) == 0
+    assert survivor.runs
+    assert survivor.check() == ()
 
 
 # -- a CRIU that dies at any moment --------------------------------------------------------------------------------

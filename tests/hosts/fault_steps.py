@@ -50,7 +50,7 @@ SOURCE = (
 TARGET = (
     Step(side="target", point="return ckpt.restore:_restore"),
     Step(side="target", point=f"return {_ARRIVAL}.__init__"),
-    Step(side="target", point="return ckpt.restore:_Restore._extract"),
+    Step(side="target", point="return ckpt.restore:_Restore._unpack"),
     Step(side="target", point="return ckpt.rebuild:rebuild", isolation="netns"),
     Step(side="target", point="return ckpt.context_restore:confine", isolation="ipset"),
     Step(side="target", point=f"call {_ARRIVAL}.hold", criu=True),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import os
+import random
 import resource
 import stat
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -418,10 +420,42 @@ def test_file_whose_index_has_its_chunks_in_another_order_is_refused(image: Path
     first, second = payload[begin : begin + 8], payload[begin + 8 : begin + 16]
     parts.frames[at] = (head, payload[:begin] + second + first + payload[begin + 16 :])
     image.write_bytes(put_together(parts))
-    with Reader(image) as reader, pytest.raises(ImageError) as refused:
-        reader.open("pages-1.img").read()
     phrase = "has an index that does not fit its frames"
-    assert str(refused.value) == f"{image} {phrase}: index: the chunks of file pages-1.img go backwards"
+    with Reader(image) as reader, ThreadPoolExecutor(1) as pool:
+        for look in (lambda: reader.open("pages-1.img").read(), lambda: reader.lookup("pages-1.img", pool)):
+            with pytest.raises(ImageError) as refused:
+                look()
+            assert str(refused.value) == f"{image} {phrase}: index: the chunks of file pages-1.img go backwards"
+
+
+@pytest.mark.parametrize("codec", ["zstd", "none"])
+def test_lookup_finds_every_byte_by_its_place(image: Path, codec: str) -> None:
+    content = b"".join(bytes(1000) + noise(layout.MIB // 3, seed) for seed in range(20))
+    with image.open("wb") as out, Writer(out, codec) as writer:
+        writer.add_file("pages-1.img", io.BytesIO(content))
+        writer.finish()
+    chance = random.Random(codec)
+    with Reader(image) as reader, ThreadPoolExecutor(2) as pool:
+        file = reader.lookup("pages-1.img", pool)
+        assert file.length == len(content)
+        places = [(begin, layout.MIB) for begin in range(0, len(content), layout.MIB)]
+        places += [(chance.randrange(len(content)), chance.randrange(3 * layout.MIB)) for _ in range(50)]
+        for offset, size in [*places, (len(content) - 1, 2), (len(content), 1), (0, 0)]:
+            assert b"".join(file.read(offset, size)) == content[offset : offset + size], (offset, size)
+
+
+def test_lookup_of_a_damaged_chunk_names_it_and_reads_the_others(image: Path) -> None:
+    content = image.read_bytes()
+    at = content.index(noise(150)) + 7
+    image.write_bytes(content[:at] + b"?" + content[at + 1 :])
+    with Reader(image) as reader, ThreadPoolExecutor(1) as pool:
+        file = reader.lookup("pages-1.img", pool)
+        assert b"".join(file.read(0, 600)) == CONTENTS["pages-1.img"][:600]
+        assert b"".join(file.read(750, 9999)) == CONTENTS["pages-1.img"][750:]
+        with pytest.raises(ImageError) as refused:
+            file.read(600, 1)
+    assert refused.value.code == "image-digest"
+    assert "(chunk)" in str(refused.value)
 
 
 def test_verify_reports_progress_up_to_the_whole(image: Path) -> None:

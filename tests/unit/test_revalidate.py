@@ -841,11 +841,12 @@ def test_revalidate_clock_behind_the_source_warns_where_wireguard_has_peers() ->
 
 
 def test_revalidate_full_disk_blocks_where_the_size_is_known() -> None:
-    target = replace(TARGET, disk_free=10 * MIB)
+    target = replace(TARGET, disk_free=10 * MIB, memory_available=1000 * MIB)
     assert alarming(revalidate(CHECKPOINT, target)) == []
-    found = revalidate(CHECKPOINT, target, pages=20 * MIB)
+    assert alarming(revalidate(CHECKPOINT, target, pages=500 * MIB)) == []
+    found = revalidate(CHECKPOINT, target, pages=501 * MIB)
     assert alarming(found) == [(Severity.BLOCK, "disk", "disk")]
-    assert (named(found, "disk").needed, named(found, "disk").there) == (str(20 * MIB), str(10 * MIB))
+    assert (named(found, "disk").needed, named(found, "disk").there) == (str(501 * MIB), str(10 * MIB))
 
 
 def test_needs_of_processes_name_their_users_and_limits() -> None:
