@@ -90,7 +90,7 @@ def rebuild(
     *,
     mute: bool = False,
 ) -> Home:
-    """Make the home of ``checkpoint``'s group. What ``passing`` closes is only needed while the restore runs.
+    """Make the home of ``checkpoint``'s group, still bare. What ``passing`` closes is only needed meanwhile.
 
     With ``mute`` it does not even answer for its addresses, until its lock goes: somebody else has them still.
     ``undo`` has to be unwound before ``passing``: a namespace must not be left to die with links in it.
@@ -108,18 +108,26 @@ def rebuild(
     )
     pinned(operation, [room.netns for room in rooms], passing)
     undo.callback(_remove_links, rooms)
+    return home
+
+
+def furnish(home: Home, checkpoint: Checkpoint, operation: registry.Operation, undo: contextlib.ExitStack) -> None:
+    """Make everything in the rooms of ``home`` as the image has it."""
+    rooms = home.rooms
+    if not rooms:
+        return
     if checkpoint.group.bridge_made:
         for room in rooms:
             _make_bridges(room.network, operation, undo)
     steps = plan_networks(
-        {room.key: room.network for room in rooms}, {room.key: rtnl.read_network(room.netns) for room in rooms}
+        {room.key: room.network for room in rooms},
+        {room.key: rtnl.read_network(room.netns, untouched=True) for room in rooms},
     )
     apply.apply_group({room.key: room.netns for room in rooms}, steps, undo)
     for room in rooms:
         for name in room.netns_names:
             takedown.pin(room.netns, name)
             undo.callback(takedown.unpin, [name])
-    return home
 
 
 def _remove_links(rooms: Sequence[Room]) -> None:

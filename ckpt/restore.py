@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ckpt import context_findings, context_restore, held, placing, registry, sections, unpacking
@@ -53,7 +54,7 @@ from ckpt.model.host import KnownGroup
 from ckpt.model.process import FileKind
 from ckpt.orphans import are_pids_taken, killed_on_failure
 from ckpt.placed import Journal
-from ckpt.rebuild import Home, rebuild
+from ckpt.rebuild import Home, furnish, rebuild
 from ckpt.records import dataclass
 from ckpt.remap import Remapped, remap
 from ckpt.revalidate import needs_of, revalidate
@@ -167,12 +168,15 @@ def _restore(
     source: ImageSource, image: Path, asked: _Asked, arrival: Arrival, progress: Progress | None
 ) -> RestoreReport:
     program = criu.find(asked.criu_path)
-    checkpoint = sections.read(source)
-    remapped = remap(checkpoint, asked.mapping, tcp_close=asked.tcp_close)
-    name = asked.name or remapped.checkpoint.group.name
+    # It takes as long as all that is done meanwhile.
+    with ThreadPoolExecutor(1, "ckpt-criu-version") as pool:
+        version = pool.submit(criu.version, program)
+        checkpoint = sections.read(source)
+        remapped = remap(checkpoint, asked.mapping, tcp_close=asked.tcp_close)
+        name = asked.name or remapped.checkpoint.group.name
     found = examine(
         remapped.checkpoint,
-        program,
+        version.result(),
         name,
         pages=asked.pages,
         made=source.header.created,
@@ -193,7 +197,7 @@ def _restore(
 
 def examine(
     checkpoint: Checkpoint,
-    program: criu.Criu,
+    version: criu.Version,
     name: str,
     *,
     tcp_close: bool = False,
@@ -205,7 +209,7 @@ def examine(
     beside: Path | None = IMAGES,
     replace_files: bool = False,
 ) -> tuple[Finding, ...]:
-    """What is to be said of restoring ``checkpoint`` on this host; changes nothing.
+    """What is to be said of restoring ``checkpoint`` on this host, by the CRIU of that ``version``; changes nothing.
 
     ``held_by`` are the MACs of a group that still has its addresses elsewhere: that it answers for them is as it should
     be.
@@ -224,7 +228,7 @@ def examine(
     if not probe:
         needs = dataclasses.replace(needs, probes=(), gateways=())
     scratch = (beside, IMAGES, Path(tempfile.gettempdir()), registry.state_dir()) if beside else ()
-    target = host.read_target(needs, criu.version(program), groups=groups, scratch=scratch)
+    target = host.read_target(needs, version, groups=groups, scratch=scratch)
     seen = with_places(target, coming)
     found = revalidate(
         checkpoint,
@@ -385,7 +389,12 @@ class _Restore:
         }
         request = criu.restore_request(self._program, options)
         with killed_on_failure(lambda: self._released), criu.Swrk(self._program, launch) as swrk:
-            swrk.request(request, lambda stage, pid: self._notify(swrk, stage, pid))
+            # While CRIU starts and reads what it is to restore, which is a third of what it takes for a small group.
+            swrk.request(
+                request,
+                lambda stage, pid: self._notify(swrk, stage, pid),
+                meanwhile=lambda: furnish(self._home, self._checkpoint, self._operation, self._undo),
+            )
 
     def _launch(self, passing: contextlib.ExitStack, images: int, work: int) -> criu.Launch:
         """What CRIU inherits and runs in: the namespaces of the group that are not in its images."""

@@ -78,7 +78,7 @@ def attach(spec: GroupSpec, namespace: int, operation: Operation, undo: ExitStac
             _log.info("made the bridge %s", spec.link)
         attachment = Attachment(links=(outside_ifname,), bridge_made=spec.link in outside.made_bridges())
     wanted = wanted_network(spec, outside_ifname, _random_mac())
-    steps = plan_network(wanted, rtnl.read_network(namespace))
+    steps = plan_network(wanted, rtnl.read_network(namespace, untouched=True))
     apply.apply(namespace, steps, undo)
     _log.info("filled the network namespace in %d steps: %s", len(steps), " ".join(spec.addresses) or "lo alone")
     # Who has talked to an earlier owner of the addresses shall not have to wait until it forgets that one's MAC.

@@ -255,13 +255,20 @@ class Swrk:
             self._process.kill()
         self._process.wait()
 
-    def request(self, request: Any, notify: Notify | None = None, feed: Feed | None = None) -> Any:
+    def request(
+        self,
+        request: Any,
+        notify: Notify | None = None,
+        feed: Feed | None = None,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Any:
         """Send one ``criu_req``, answer the notifications, return the ``criu_resp``.
 
-        What ``notify`` or ``feed`` raises is raised when CRIU has ended. Raises CriuError (`criu-died`, `criu-failed`).
+        ``meanwhile`` is called when the request is on its way, before any notification is answered. What ``notify`` or
+        ``feed`` raises is raised when CRIU has ended. Raises CriuError (`criu-died`, `criu-failed`).
         """
         with self._watched():
-            return self._converse(request, notify, feed)
+            return self._converse(request, notify, feed, meanwhile)
 
     def version(self) -> Version:
         """Its version; it takes another request after that (keep_open, cr_service_work in criu/cr-service.c)."""
@@ -269,11 +276,15 @@ class Swrk:
         found = self.request(rpc.criu_req(type=rpc.VERSION, keep_open=True)).version
         return (found.major_number, found.minor_number, found.sublevel)
 
-    def _converse(self, request: Any, notify: Notify | None, feed: Feed | None) -> Any:
+    def _converse(
+        self, request: Any, notify: Notify | None, feed: Feed | None, meanwhile: Callable[[], None] | None
+    ) -> Any:
         rpc = self._criu.rpc
         failure: BaseException | None = None
         refused = self._answered = False
         self._send(request)
+        if meanwhile is not None:
+            meanwhile()
         while True:
             while feed is not None and not self._is_heard(feed):
                 try:

@@ -50,8 +50,8 @@ from ckpt.model.network import Address, Counterpart, Neighbour, Network, Place, 
 _ATTEMPTS = 5
 
 
-def read_network(netns: int) -> Network:
-    """All of ``netns``, as of one moment.
+def read_network(netns: int, *, untouched: bool = False) -> Network:
+    """All of ``netns``, as of one moment; ``untouched`` says that it was made just now.
 
     Raises NetworkError (``network-changing``) when it changes each time it is read.
     """
@@ -60,7 +60,7 @@ def read_network(netns: int) -> Network:
     for _ in range(_ATTEMPTS):
         with Watch(netns) as watch:
             try:
-                network = _read(netns)
+                network = _read(netns, untouched)
             except (CkptError, OSError, LookupError) as error:
                 # What is taken away while it is read is missed in many ways, and heard of at last a moment later.
                 found = watch.changes(None)
@@ -80,7 +80,7 @@ def read_network(netns: int) -> Network:
     ) from failure
 
 
-def _read(netns: int) -> Network:
+def _read(netns: int, untouched: bool) -> Network:
     unread: list[Unread] = []
     with Netlink(netns=netns) as connection:
         raw = rtnl_links.read_raw(connection)
@@ -121,7 +121,7 @@ def _read(netns: int) -> Network:
         traffic=traffic,
         bridging=bridging,
         link_multicast=link_multicast.read(netns),
-        sysctls=sysctl.read_changed(netns, {link.ifname: link.mtu for link in links}),
+        sysctls=sysctl.read_changed(netns, {link.ifname: link.mtu for link in links}, untouched=untouched),
         nftables=tables,
         conntrack=entries,
         expectations=expected,

@@ -167,15 +167,16 @@ def _read(key: str) -> str | None:
         os.close(fd)
 
 
-def read_changed(netns: int, mtus: Mapping[str, int]) -> dict[str, str]:
-    """What of ``netns`` differs from an untouched namespace, as ``Network.sysctls`` describes it."""
-    untouched, found = _untouched(), read(netns)
-    changed = {key: value for key, value in found.plain.items() if _is_changed(key, value, untouched)}
+def read_changed(netns: int, mtus: Mapping[str, int], *, untouched: bool = False) -> dict[str, str]:
+    """What of ``netns`` differs from an ``untouched`` namespace, which it may be; as ``Network.sysctls`` has it."""
+    found = read(netns)
+    usual = found if untouched else _untouched()
+    changed = {key: value for key, value in found.plain.items() if _is_changed(key, value, usual)}
     seen: dict[int, list[tuple[str, str]]] = {}
     for (tree, device), values in found.devices.items():
         if id(values) not in seen:
             # Outside the first namespace the neighbour tables show no template; an untouched lo has its values.
-            template = untouched.devices.get((tree, "lo"), {}) | _template(tree, found.plain)
+            template = usual.devices.get((tree, "lo"), {}) | _template(tree, found.plain)
             seen[id(values)] = [
                 item for item in values.items() if item[0] != "mtu" and template.get(item[0]) != item[1]
             ]

@@ -269,14 +269,14 @@ def test_examine_tells_the_source_that_has_the_address_from_a_stranger(start: St
     group.dump(leave_running=True)
     with Reader(group.image) as reader:
         checkpoint = sections.read(reader)
-    program = criu.find(None)
+    version = criu.version(criu.find(None))
 
     def found(*, moves: bool) -> dict[str, str]:
         name = f"{checkpoint.group.name}-2"
         # Without the registry's word for it, as on another host.
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr("ckpt.registry.entries", list)
-            findings = examine(checkpoint, program, name, held_by=macs_of(checkpoint) if moves else ())
+            findings = examine(checkpoint, version, name, held_by=macs_of(checkpoint) if moves else ())
         return {one.subject: one.code for one in findings if one.code.startswith("address")}
 
     v4, v6 = group.addresses.v4, group.addresses.v6

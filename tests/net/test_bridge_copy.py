@@ -105,8 +105,8 @@ def test_learning_does_not_disturb_reading(group: int, monkeypatch: pytest.Monke
     reads: list[object] = []
     read = rtnl._read
 
-    def read_disturbed(space: int) -> object:
-        network = read(space)
+    def read_disturbed(space: int, untouched: bool) -> object:
+        network = read(space, untouched)
         shell(f"bridge fdb add 02:00:00:00:01:{len(reads):02x} dev va master dynamic", space)
         reads.append(network)
         return network

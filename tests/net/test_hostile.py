@@ -288,9 +288,9 @@ def test_reading_of_what_changes_is_of_one_moment(what: str, monkeypatch: pytest
     tries: list[int] = []
     once = rtnl._read
 
-    def counted(space: int) -> Network:
+    def counted(space: int, untouched: bool) -> Network:
         tries.append(1)
-        return once(space)
+        return once(space, untouched)
 
     monkeypatch.setattr(rtnl, "_read", counted)
     with fresh() as space:

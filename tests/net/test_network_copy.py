@@ -320,8 +320,8 @@ def test_read_repeats_when_something_changes_meanwhile(group: int, monkeypatch: 
     reads: list[Network] = []
     read = rtnl._read
 
-    def read_disturbed(space: int) -> Network:
-        network = read(space)
+    def read_disturbed(space: int, untouched: bool) -> Network:
+        network = read(space, untouched)
         if not reads:
             shell("ip route add blackhole 10.66.0.0/16", group)
         reads.append(network)
@@ -339,8 +339,8 @@ def test_read_takes_no_notice_of_carriers(host: int, group: int, monkeypatch: py
     reads: list[Network] = []
     read = rtnl._read
 
-    def read_disturbed(space: int) -> Network:
-        network = read(space)
+    def read_disturbed(space: int, untouched: bool) -> Network:
+        network = read(space, untouched)
         if not reads:
             with Netlink(netns=space, groups=(RTNLGRP_LINK,)) as watcher:
                 shell("ip link set veth0 down", host)
@@ -360,8 +360,8 @@ def test_read_refuses_what_changes_each_time(group: int, change: str, monkeypatc
     verbs = iter(["add", "delete"] * 10)
     read = rtnl._read
 
-    def read_disturbed(space: int) -> Network:
-        network = read(space)
+    def read_disturbed(space: int, untouched: bool) -> Network:
+        network = read(space, untouched)
         shell(change.format(next(verbs)), group)
         return network
 
