@@ -269,8 +269,7 @@ class _Dump:
         self._make_directories()
         self._notes = self._take_notes()
         self._turn = Turn(self._cleanup)
-        self._turn.take([one.pid for one in self._facts.processes])
-        self._lock = self._gate()
+        self._lock = self._cleanup.enter_context(self._make_lock())
         try:
             self._run_criu()
         except CkptError as error:
@@ -349,12 +348,12 @@ class _Dump:
             return GroupLock([NetworkLock(own, scope=scope)])
         return GroupLock([NetworkLock(own, scope=scope_of(self._facts.sockets))])
 
-    def _gate(self) -> GroupLock:
-        """Let no new connection in, and none wait that the image could not hold."""
+    def _gate(self) -> None:
+        """Let no other dump work here, no new connection in, and none wait that the image could not hold."""
+        self._turn.take([one.pid for one in self._facts.processes])
         listeners = None if self._isolated else self._facts.processes
-        lock = self._cleanup.enter_context(self._make_lock())
         namespaces = [space.netns for space in self._spaces]
-        waiting = settle(lock, namespaces, listeners, patient=not self._options.skip_in_flight)
+        waiting = settle(self._lock, namespaces, listeners, patient=not self._options.skip_in_flight)
         if waiting and not self._options.skip_in_flight:
             raise RefusedError(
                 f"{self._name} cannot be dumped",
@@ -362,7 +361,6 @@ class _Dump:
                 details=f"{waiting} connections wait to be accepted, and the program does not accept them",
                 hint="try again when it is less busy, or drop them with --skip-in-flight",
             )
-        return lock
 
     # -- frozen --------------------------------------------------------------------------------------------------
 
@@ -379,7 +377,8 @@ class _Dump:
             self._swrk = stack.enter_context(criu.Swrk(self._program, launch, died=self._rescue))
             self._host = host.read_host(self._swrk.version())
             self._image = stack.enter_context(self._writing())
-            self._swrk.request(request, self._notify, self._image)
+            # While CRIU starts, before it asks for the first time; it has not looked at the group by then.
+            self._swrk.request(request, self._notify, self._image, meanwhile=self._gate)
 
     def _criu_options(self) -> dict[str, object]:
         external = [file.key for file in self._notes.files]
@@ -547,6 +546,8 @@ class _Dump:
             takedown.leave_repair(self._facts.processes)
             link_remaps.remove(link_remaps.find(self._facts.processes))
         self._lock.release()
+        if isinstance(error, RefusedError) and not self._frozen_at:
+            return error
         if not isinstance(error, criu.CriuError):
             error.details = "\n".join(filter(None, [error.details, f"{self._name} runs on as it was"]))
             return error
