@@ -96,7 +96,7 @@ RESTORE = (
     Step("return ckpt.kernel.apply_routes:RouteMaker.set_routes"),
     Step("return ckpt.kernel.apply_routes:RouteMaker.set_neighbours", wide=True),
     Step("return ckpt.kernel.apply:_Applier._settle_sysctls", wide=True),
-    Step("return ckpt.rebuild:rebuild"),
+    Step("return ckpt.rebuild:furnish", criu=True),
     Step(f"return {_RESTORE}._launch", wide=True),
     Step("return ckpt.kernel.criu:Swrk.__enter__", 2, criu=True),
     *_stage(_RESTORE, "pre-restore", wide=True),
@@ -145,7 +145,7 @@ _COMMON_DUMP = (
     Step(f"return {_DUMP}._run_criu"),
 )
 _COMMON_RESTORE = (
-    Step("return ckpt.rebuild:rebuild"),
+    Step("return ckpt.rebuild:furnish", criu=True),
     Step(f"return {_RESTORE}._verify", criu=True),
     Step(f"return {_RESTORE}._notify[post-restore]"),
     Step(f"call {_RESTORE}._release", criu=True),

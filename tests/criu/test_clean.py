@@ -89,7 +89,7 @@ STEPS = [
     ("dump", f"return {_DUMP}._commit"),
     ("dump", f"call {_DUMP}._take_away"),
     ("restore", f"return {_RESTORE}._unpack"),
-    ("restore", "return ckpt.rebuild:rebuild"),
+    ("restore", "return ckpt.rebuild:furnish"),
     ("restore", f"call {_RESTORE}._release"),
 ]
 
@@ -106,7 +106,7 @@ def test_clean_dry_run_changes_nothing_and_says_the_same(survivor: Survivor, wor
 
 
 def test_clean_says_what_it_did(survivor: Survivor) -> None:
-    killed(survivor, "restore", "return ckpt.rebuild:rebuild")
+    killed(survivor, "restore", "return ckpt.rebuild:furnish")
     said = json.loads(ckpt("clean", "--dry-run", "--json"))
     assert [action["kind"] for action in said] == ["namespace", "link", "note"]
     assert all(action["done"] for action in said)
@@ -197,7 +197,7 @@ def test_clean_leaves_no_second_name_of_a_file_that_lost_its_own(start: Starter,
         ("dump", f"return {_DUMP}._read_frozen"),
         ("dump", "return ckpt.image.publish>link"),
         ("dump", "return ckpt.kernel.lock:NetworkLock.close"),
-        ("restore", "return ckpt.rebuild:rebuild"),
+        ("restore", "return ckpt.rebuild:furnish"),
         ("restore", f"return {_RESTORE}._verify"),
         ("restore", f"call {_RESTORE}._release"),
     ],
@@ -261,7 +261,7 @@ def _inet_tables() -> list[str]:
 
 def test_clean_what_is_not_ours_stays(survivor: Survivor) -> None:
     with others(survivor) as questions:
-        killed(survivor, "restore", "return ckpt.rebuild:rebuild")
+        killed(survivor, "restore", "return ckpt.rebuild:furnish")
         assert clean.clean() != ()
         assert clean.clean() == ()
         for question in questions:

@@ -51,7 +51,7 @@ TARGET = (
     Step(side="target", point="return ckpt.restore:_restore"),
     Step(side="target", point=f"return {_ARRIVAL}.__init__"),
     Step(side="target", point="return ckpt.restore:_Restore._unpack"),
-    Step(side="target", point="return ckpt.rebuild:rebuild", isolation="netns"),
+    Step(side="target", point="return ckpt.rebuild:furnish", isolation="netns"),
     Step(side="target", point="return ckpt.context_restore:confine", isolation="ipset"),
     Step(side="target", point=f"call {_ARRIVAL}.hold", criu=True),
     Step(side="target", point=f"call {_ARRIVAL}._verdict", criu=True),
