@@ -297,6 +297,9 @@ class _Restore:
         # The undo comes first: what it removes must be gone when the namespaces are let go.
         with contextlib.ExitStack() as passing, self._undo:
             self._operation.note(image_id=self._reader.header.id)
+            if self._arrival.moves:
+                # The source has frozen the group already and is writing its memory.
+                self._move_in(passing)
             self._files = self._unpack(progress, passing)
             images = self._files.directory
             try:
@@ -309,19 +312,31 @@ class _Restore:
                 )
                 self._amend(images)
                 with SignalHold() as self._hold:
-                    self._home = self._make_home(passing)
+                    if not self._arrival.moves:
+                        self._home = self._make_home(passing)
                     self._run_criu(passing)
             except (UnknownOutcomeError, ImageError):
                 # Of an image that is damaged there is nothing else to say: what was made of it is gone.
                 raise
             except CkptError as error:
                 if not self._released:
-                    raise self._undone(error, images) from error
+                    raise self._undone(error) from error
                 # CRIU died when all was done but its farewell: the tasks run.
             self._announce()
         return self._report(began, findings)
 
     # -- before CRIU ---------------------------------------------------------------------------------------------
+
+    def _move_in(self, passing: contextlib.ExitStack) -> None:
+        """Make the home of the group with all that is in it, before there is anything of the group."""
+        try:
+            self._home = self._make_home(passing)
+            self._furnish()
+        except CkptError as error:
+            raise self._undone(error) from error
+
+    def _furnish(self) -> None:
+        furnish(self._home, self._checkpoint, self._operation, self._undo)
 
     def _make_home(self, passing: contextlib.ExitStack) -> Home:
         if self._checkpoint.context is not None:
@@ -393,7 +408,7 @@ class _Restore:
             swrk.request(
                 request,
                 lambda stage, pid: self._notify(swrk, stage, pid),
-                meanwhile=lambda: furnish(self._home, self._checkpoint, self._operation, self._undo),
+                meanwhile=None if self._arrival.moves else self._furnish,
             )
 
     def _launch(self, passing: contextlib.ExitStack, images: int, work: int) -> criu.Launch:
@@ -539,10 +554,10 @@ class _Restore:
         for room in self._home.rooms:
             arp.announce(room.netns, room.network)
 
-    def _undone(self, error: CkptError, images: Path) -> CkptError:
+    def _undone(self, error: CkptError) -> CkptError:
         brief = f"{self._name} could not be restored; nothing of it was left, the image is as it was"
         if isinstance(error, criu.CriuError):
-            why = explain(error, images, self._operation)
+            why = explain(error, self._files.directory, self._operation)
             return RestoreError(brief, code=why.code, details=why.details, hint=why.hint)
         return RestoreError(brief, code=error.code, details=str(error), hint=error.hint)
 

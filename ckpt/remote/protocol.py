@@ -12,6 +12,7 @@ The channel knows nothing of ssh, and of the messages only that they are records
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import struct
@@ -39,6 +40,7 @@ MAX_DATA = 256 * 1024
 _HEAD = struct.Struct(">BI")
 _MESSAGE, _DATA, _END = 1, 2, 3
 _LIMITS = {_MESSAGE: MAX_MESSAGE, _DATA: MAX_DATA, _END: 0}
+_PIPE = 1024 * 1024  # what a pipe may hold at most where nobody has set another limit (fs.pipe-max-size)
 _QUEUED = 4 * 1024 * 1024  # bytes that are taken in beyond what is asked for, before the other side has to wait
 
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Message)}
@@ -79,6 +81,9 @@ class Channel:
         self._ended = False
         for descriptor in (incoming, outgoing):
             os.set_blocking(descriptor, False)
+            # What is no pipe has room of its own. The usual 64 KiB make both ends wait for each other all the time.
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE)
 
     @property
     def ended(self) -> bool:
@@ -281,7 +286,8 @@ class Channel:
             end = _HEAD.size + length
             if len(self._buffer) < end:
                 return
-            self._frames.append((kind, bytes(self._buffer[_HEAD.size : end])))
+            with memoryview(self._buffer) as view:
+                self._frames.append((kind, bytes(view[_HEAD.size : end])))
             self._queued += length
             del self._buffer[:end]
 
