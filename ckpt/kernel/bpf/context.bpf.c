@@ -1099,12 +1099,13 @@ SEC("floor/steer") int steer(struct __sk_buff *skb) {
     sk = lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
     if (!sk)
         return -1;
-    if (fragments) {
-        /* Putting them together forgets the socket, so that it has to be found again. */
+    /*
+     * What cannot be told here is left to the lookup: putting fragments together forgets the socket, and one of an
+     * SO_REUSEPORT group is not taken before Linux 6.6 (9c02bec95954).
+     */
+    if (fragments || sk_assign(skb, sk, 0)) {
         key.address = primary;
         map_update(&listeners, &key, sk, BPF_NOEXIST);
-    } else {
-        sk_assign(skb, sk, 0);
     }
     sk_release(sk);
     return -1; /* TCX_NEXT, TC_ACT_UNSPEC: other programs have their say */
