@@ -30,6 +30,7 @@ from ckpt.carrying import OpenFiles
 from ckpt.check import GHOST_LIMIT
 from ckpt.errors import CkptError, ExistsError, NotFoundError, RefusedError, RolledBackError, StorageError
 from ckpt.explain import explain
+from ckpt.freeze_limit import FreezeLimit
 from ckpt.handover import Destination, Handover, StreamHandover
 from ckpt.holding import SignalHold
 from ckpt.kernel import (
@@ -96,6 +97,7 @@ class DumpOptions:
     force: bool = False
     with_files: tuple[Path, ...] = ()
     open_files: OpenFiles = OpenFiles.SMALL
+    max_freeze: float | None = None
 
 
 def dump_group(
@@ -109,6 +111,7 @@ def dump_group(
     force: bool = False,
     with_files: Sequence[Path] = (),
     open_files: OpenFiles = OpenFiles.SMALL,
+    max_freeze: float | None = None,
     progress: Progress | None = None,
     criu_path: str | None = None,
     handover: Handover | None = None,
@@ -116,6 +119,7 @@ def dump_group(
     """Dump the group called ``target``, or the process tree below the PID ``target``, into ``output``.
 
     ``with_files`` and ``open_files`` say which files of the host travel along (`ckpt.carrying`).
+    ``max_freeze`` are the seconds for which the group may stand still, before it goes on and there is no image.
     ``handover`` is asked before the group is taken away, where another side has a say in that.
     Raises RefusedError when a check finds what would fail (nothing was touched), RolledBackError when the dump failed
     (the group runs on), and what is said of a missing group, a taken file name or a missing CRIU.
@@ -128,6 +132,7 @@ def dump_group(
         force=force,
         with_files=carrying.check_named(with_files),
         open_files=open_files,
+        max_freeze=max_freeze,
     )
     handover = handover or Handover()
     program = criu.find(criu_path)
@@ -139,8 +144,12 @@ def dump_group(
     refuse_blocked(findings, f"{target} cannot be dumped")
     name = entry.name if entry else _name_for(facts.processes[0])
     path = _output_path(output, name, force=force)
-    with registry.Operation("dump", name) as operation, contextlib.ExitStack() as cleanup:
-        dump = _Dump(program, facts, entry, name, path, options, operation, cleanup, handover, progress)
+    with (
+        FreezeLimit(max_freeze, name) as limit,
+        registry.Operation("dump", name) as operation,
+        contextlib.ExitStack() as cleanup,
+    ):
+        dump = _Dump(program, facts, entry, name, path, options, operation, cleanup, handover, limit, progress)
         warnings = tuple(f"{found.subject}: {found.reason}" for found in findings if found.severity is Severity.WARN)
         return dump.run(warnings)
 
@@ -155,6 +164,7 @@ def dump_stream(
     codec: str = "zstd",
     with_files: Sequence[Path] = (),
     open_files: OpenFiles = OpenFiles.SMALL,
+    max_freeze: float | None = None,
     progress: Progress | None = None,
     criu_path: str | None = None,
     handover: Handover | None = None,
@@ -172,6 +182,7 @@ def dump_stream(
         codec=codec,
         with_files=with_files,
         open_files=open_files,
+        max_freeze=max_freeze,
         progress=progress,
         criu_path=criu_path,
         handover=handover or StreamHandover(destination),
@@ -239,6 +250,7 @@ class _Dump:
         operation: registry.Operation,
         cleanup: contextlib.ExitStack,
         handover: Handover,
+        limit: FreezeLimit,
         progress: Progress | None,
     ) -> None:
         self._program = program
@@ -251,6 +263,7 @@ class _Dump:
         self._operation = operation
         self._cleanup = cleanup
         self._handover = handover
+        self._limit = limit
         self._progress = progress or (lambda stage, done, total: None)
         self._isolated = facts.isolation is Isolation.NETNS
         self._context = None if self._isolated else context_record.of_process(facts.root)
@@ -278,6 +291,7 @@ class _Dump:
             # CRIU has ended with its work done: what it was about to do is done here.
             ending.end_tree(self._root, timeout=0)
         self._thawed_at = self._thawed_at or time.monotonic()
+        self._limit.end()
         if self._options.leave_running:
             self._lock.release()
             with self._writing() as writing:
@@ -378,7 +392,11 @@ class _Dump:
             self._host = host.read_host(self._swrk.version())
             self._image = stack.enter_context(self._writing())
             # While CRIU starts, before it asks for the first time; it has not looked at the group by then.
-            self._swrk.request(request, self._notify, self._image, meanwhile=self._gate)
+            try:
+                self._swrk.request(request, self._notify, self._image, meanwhile=self._gate)
+            except BaseException:
+                self._limit.cancel()
+                raise
 
     def _criu_options(self) -> dict[str, object]:
         external = [file.key for file in self._notes.files]
@@ -412,6 +430,7 @@ class _Dump:
         _log.info("CRIU: %s", stage)
         if stage == criu.Stage.PRE_DUMP:
             self._frozen_at = time.monotonic()
+            self._limit.begin()
             self._handover.frozen()
         elif stage == criu.Stage.QUERY_EXT_FILES:
             # The tasks stand still now, and CRIU has not looked at their sockets yet (cr_dump_tasks, criu/cr-dump.c).
@@ -431,15 +450,15 @@ class _Dump:
             if self._options.leave_running:
                 self._carried = carrying.spool(self._carried, self._images)
                 return
-            # A CRIU that was killed has let the group go on: what was written is not the group any more.
-            self._summary = self._image.finish(self._carried, self._swrk.require_alive)
             try:
+                # A CRIU that was killed has let the group go on: what was written is not the group any more.
+                self._summary = self._image.finish(self._carried, self._swrk.require_alive)
                 self._handover.agree()
                 self._commit()
             except BaseException:
-                if not self._committed:
+                if self._image.summary is not None and not self._committed:
                     self._handover.discard(self._path)
-                    held.release(self._summary.id)
+                    held.release(self._image.summary.id)
                 raise
         elif stage == criu.Stage.NETWORK_UNLOCK:
             # Only where the group goes on; its sockets are about to leave repair mode, and its peers have waited.
@@ -463,6 +482,7 @@ class _Dump:
 
     def _commit(self) -> None:
         self._hold.begin()
+        self._limit.end()
         self._swrk.require_alive()
         self._operation.note(committed=True, image=str(self._path), netns_names=self._all_netns_names())
         pinned(self._operation, [space.netns for space in self._spaces], self._cleanup)

@@ -51,6 +51,8 @@ class Writing:
         self._stack = contextlib.ExitStack()
         self._pipes: PagePipes | None = None
         self._pages = self._done = 0
+        self.summary: Summary | None = None
+        """Of an image that has its name, or all of which is where it was to go."""
 
     def __enter__(self) -> Self:
         return self
@@ -109,6 +111,7 @@ class Writing:
         summary = self._writer.finish()
         still()
         self._stack.close()
+        self.summary = summary
         return summary
 
     def _open(self, name: str) -> _Counted:

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     "--skip-in-flight", is_flag=True, help="Drop connections that the program has not accepted yet; it must not wait."
 )
 @click.option(
+    "--max-freeze",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="How long the group may stand still; then it goes on, without an image.  [default: any time]",
+)
+@click.option(
     "--compress",
     "codec",
     type=click.Choice(["zstd", "lz4", "none"]),
@@ -53,6 +59,7 @@ def command(
     leave_running: bool,
     tcp_close: bool,
     skip_in_flight: bool,
+    max_freeze: float | None,
     codec: str,
     with_files: tuple[Path, ...],
     open_files: str,
@@ -87,6 +94,7 @@ def command(
                 force=force,
                 with_files=with_files,
                 open_files=OpenFiles(open_files),
+                max_freeze=max_freeze,
                 progress=progress,
                 criu_path=asked.criu,
             )
@@ -101,6 +109,7 @@ def command(
                 criu=asked.criu,
                 with_files=with_files,
                 open_files=OpenFiles(open_files),
+                max_freeze=max_freeze,
             )
             with host_at(host, ckpt=remote_ckpt) as source:
                 report = _received(source, target, output or Path("-"), wanted, force, progress)

@@ -69,6 +69,11 @@ def created(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Bi
             raise _taken(target) from error
         except OSError as error:
             raise _failure(error, target, os.fstat(fd).st_size) from error
+        except BaseException:
+            # A signal: the caller is not told that it is there.
+            if _is_named(target.name, fd, directory):
+                _remove(target.name, directory)
+            raise
 
 
 class _Flowing(io.FileIO):
@@ -129,6 +134,13 @@ def _rename_new(partial: str, name: str, directory: int) -> None:
     if _libc.renameat2(directory, os.fsencode(partial), directory, os.fsencode(name), _RENAME_NOREPLACE):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def _is_named(name: str, fd: int, directory: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(name, dir_fd=directory, follow_symlinks=False), os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 def _sync_name(name: str, directory: int, replaced: bool) -> None:

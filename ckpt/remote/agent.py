@@ -112,6 +112,7 @@ class _Agent:
             codec=asked.codec,
             with_files=tuple(map(Path, asked.with_files)),
             open_files=OpenFiles(asked.open_files),
+            max_freeze=asked.max_freeze,
             criu_path=asked.criu,
             progress=self._progress,
         )

@@ -42,6 +42,7 @@ class DumpWanted:
     criu: str | None = None
     with_files: tuple[Path, ...] = ()
     open_files: OpenFiles = OpenFiles.SMALL
+    max_freeze: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +129,7 @@ class LocalHost:
             codec=wanted.codec,
             with_files=wanted.with_files,
             open_files=wanted.open_files,
+            max_freeze=wanted.max_freeze,
             progress=progress,
             criu_path=wanted.criu,
         )
@@ -191,6 +193,7 @@ class SshHost:
                 criu=wanted.criu,
                 with_files=tuple(map(str, wanted.with_files)),
                 open_files=wanted.open_files.value,
+                max_freeze=wanted.max_freeze,
             )
         )
         first = self._listen(progress)

@@ -15,7 +15,7 @@ from ckpt.model.finding import Finding
 from ckpt.records import dataclass
 from ckpt.registry import GroupEntry
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Changes with every message that an older ckpt would not understand."""
 
 
@@ -101,6 +101,7 @@ class Dump:
     criu: str | None = None
     with_files: tuple[str, ...] = ()
     open_files: str = "small"
+    max_freeze: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

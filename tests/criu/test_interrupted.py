@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ import pytest
 
 from ckpt import registry
 from ckpt.dump import dump_group
-from ckpt.errors import CkptError
+from ckpt.errors import CkptError, RolledBackError
 from ckpt.kernel import remains, syscalls, tmpfs
 from tests.criu import fault_groups, fault_lab
 from tests.criu.fault_lab import Fault, Survivor
 from tests.criu.fault_steps import WIDE
 from tests.criu.fault_world import World, made_world
 
+CKPT = (sys.executable, "-c", "from ckpt.cli.main import main; main()")
 _DUMP, _RESTORE = "ckpt.dump:_Dump", "ckpt.restore:_Restore"
 
 
@@ -59,6 +61,7 @@ def command(survivor: Survivor, fault: Fault) -> dict[str, Any]:
         (f"return {_DUMP}._notify[query-ext-files]", "INT"),
         (f"return {_DUMP}._read_frozen", "HUP"),
         ("return ckpt.image.writer:Writer.section", "TERM"),
+        ("return ckpt.image.publish>link", "INT"),
     ],
 )
 def test_dump_signal_before_the_commit_undoes_all(survivor: Survivor, point: str, name: str) -> None:
@@ -104,6 +107,63 @@ def test_signal_behind_the_point_of_no_return_waits(survivor: Survivor, work: st
     outcome = fault_lab.run(command(survivor, Fault(work=work, point=point, fault="ckpt-INT")))
     assert (outcome.struck, outcome.status) == (True, 130), outcome
     assert survivor.runs == (work == "restore")
+    assert survivor.check() == ()
+
+
+# -- a limit to how long the group may stand still -----------------------------------------------------------------
+
+
+def limited(survivor: Survivor, seconds: str, *words: str) -> tuple[int, str]:
+    """The exit status and the errors of a dump with a limit; its output is a pipe that nobody reads."""
+    argv = [*CKPT, "dump", survivor.name, "--max-freeze", seconds, *words]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as dump:
+        assert dump.stderr is not None
+        return dump.wait(60), dump.stderr.read()
+
+
+@pytest.mark.parametrize("words", [(), ("--leave-running",)], ids=["away", "running"])
+def test_dump_that_takes_longer_than_it_may_lets_the_group_go_on(survivor: Survivor, words: tuple[str, ...]) -> None:
+    # No group is dumped in that time.
+    status, said = limited(survivor, "0.02", "-o", str(survivor.image), *words)
+    assert status == RolledBackError.status
+    assert f"{survivor.name} could not be dumped in time, and runs on\n  it had stood still for 0.02 s" in said
+    assert not survivor.image.exists()
+    assert survivor.runs
+    assert survivor.check() == ()
+
+
+def test_dump_to_a_reader_that_has_stopped_ends_in_time(survivor: Survivor) -> None:
+    """The memory does not fit into a pipe that nobody reads."""
+    status, said = limited(survivor, "1", "-o", "-", "--compress", "none")
+    assert (status, "it had stood still for 1 s" in said) == (RolledBackError.status, True), said
+    assert survivor.runs
+    assert survivor.check() == ()
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        f"return {_DUMP}._silence",
+        f"return {_DUMP}._read_frozen",
+        "return ckpt.image.writer:Writer.section",
+        "return ckpt.image.publish>link",
+        f"call {_DUMP}._commit",
+    ],
+)
+def test_dump_whose_time_is_up_at_a_step_lets_the_group_go_on(survivor: Survivor, point: str) -> None:
+    plan = command(survivor, Fault(work="dump", point=point, fault="ckpt-ALRM"))
+    outcome = fault_lab.run({**plan, "arguments": [*plan["arguments"], "--max-freeze", "60"]})
+    assert (outcome.struck, outcome.status) == (True, RolledBackError.status), outcome
+    assert not survivor.image.exists()
+    assert survivor.runs
+    assert survivor.check() == ()
+
+
+@pytest.mark.parametrize("words", [(), ("--leave-running",)], ids=["away", "running"])
+def test_dump_within_its_limit_is_as_any(survivor: Survivor, words: tuple[str, ...]) -> None:
+    assert limited(survivor, "30", "-o", str(survivor.image), *words) == (0, "")
+    assert survivor.image.exists()
+    assert survivor.runs == bool(words)
     assert survivor.check() == ()
 
 
