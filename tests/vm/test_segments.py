@@ -9,6 +9,7 @@ import pytest
 
 from tests.vm.machines import Client, Machines
 from tests.vm.moving import LIMIT, Group
+from tests.vm.test_links import shell
 from tests.vm.test_migrate import REDIS
 
 Run = Callable[..., Group]
@@ -63,3 +64,40 @@ def test_migrate_to_another_segment_is_refused_and_goes_on_under_a_mapped_addres
     another = client("redis_client.py", f"{FAR}.10", "--goes-on")
     another.progress()
     another.finish()
+
+
+def test_migrate_under_a_mapped_address_takes_the_peer_of_a_wireguard_tunnel_along(
+    run: Run, segments: None, machines: Machines
+) -> None:
+    """The peer is the router, which is in both segments: by its address in the group's own."""
+    inner, far, port = "10.97.8.1", "10.97.8.2", 5555
+    keys = machines.c.sh("for end in near far; do key=$(wg genkey); echo $key; echo $key | wg pubkey; done").split()
+    near_key, near_public, far_key, far_public = keys
+    group = run(
+        *shell(
+            "ip link add wg0 type wireguard",
+            f"echo {near_key} | wg set wg0 private-key /proc/self/fd/0",
+            f"wg set wg0 peer {far_public} allowed-ips {far}/32 endpoint {NEAR}.1:{port}",
+            f"ip address add {inner}/24 dev wg0; ip link set wg0 up",
+        ),
+        link="near",
+        network=f"{NEAR}.20/24",
+        gateway=f"{NEAR}.1",
+    )
+    machines.c.sh("ip link add wg0 type wireguard")
+    machines.c.sh(
+        f"echo {far_key} | wg set wg0 listen-port {port} private-key /proc/self/fd/0"
+        f" peer {near_public} allowed-ips {inner}/32; ip address add {far}/24 dev wg0; ip link set wg0 up"
+    )
+    reach = f"for once in $(seq 20); do ping -c 1 -W 2 {far} && exit; done; exit 1"
+    try:
+        group.inside(reach)
+        group.options = ["--map-link", "near=far", "--map-address", f"{NEAR}.0/24={FAR}.0/24"]
+        group.migrate()
+        assert group.inside("wg show wg0 endpoints").split() == [far_public, f"{FAR}.1:{port}"]
+        group.inside(reach)
+        # It has heard of the group from there.
+        (peer, endpoint) = machines.c.sh("wg show wg0 endpoints").split()
+        assert (peer, endpoint.partition(":")[0]) == (near_public, f"{FAR}.20")
+    finally:
+        machines.c.sh("ip link del wg0")
