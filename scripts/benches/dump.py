@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benches import measure
+from benches import host, measure
 from benches.measure import Peer, Row, Seconds
 from ckpt.kernel import criu, ending, netns
 
@@ -111,6 +111,7 @@ def _peers(shape: Shape, place: Path) -> Sequence[Peer]:
     def peer(name: str, dump: Callable[[Group, Path], Seconds]) -> Peer:
         def measured() -> Seconds:
             with running(shape) as group, fresh(place) as directory:
+                host.fetch_memory(4 * shape.megabytes)
                 return dump(group, directory)
 
         return Peer(name=name, measure=measured)

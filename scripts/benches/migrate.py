@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from benches import measure
+from benches import host, measure
 from benches.measure import Peer, Row, Seconds
 from ckpt.kernel import criu, netns
 from tests.hosts import machines
@@ -50,7 +50,7 @@ ip link set {old} nomaster
 mkdir {images}
 {criu} dump --tree {pid} --images-dir {images} --external 'net[{inode}]:hand' --tcp-established --ext-unix-sk \\
     --file-locks --network-lock skip --log-file log
-scp -qrO {images} b:{arrived}
+{copy}
 ssh b {there}
 """
 
@@ -66,7 +66,13 @@ def compare(megabytes: int, rounds: int, place: Path) -> list[Row]:
     def peer(name: str, move: Callable[[World], None]) -> Peer:
         return Peer(name=name, measure=lambda: _measured(megabytes, place, move))
 
-    peers: Sequence[Peer] = (peer("by hand", _by_hand), peer("ckpt", _ckpt))
+    host.install({"rsync": "rsync"})
+    # rsync is asked not to compare what is new anyway.
+    peers: Sequence[Peer] = (
+        peer("by hand", lambda world: _by_hand(world, "scp -qrO {images} b:{arrived}")),
+        peer("by rsync", lambda world: _by_hand(world, "rsync --archive --whole-file {images}/ b:{arrived}/")),
+        peer("ckpt", _ckpt),
+    )
     return measure.compare(f"{megabytes} MB", peers, rounds, GOALS)
 
 
@@ -74,7 +80,7 @@ def _ckpt(world: World) -> None:
     world.a.must("migrate", "redis", "--host", "b")
 
 
-def _by_hand(world: World) -> None:
+def _by_hand(world: World, copy: str) -> None:
     (pid,) = (group["pid"] for group in world.a.must("ps"))
     (old,) = (link["ifname"] for link in _links(world.a, "master", BRIDGE) if link["ifname"].startswith("ckpt"))
     (inner,) = json.loads(_said(world.a, "nsenter", f"--net=/proc/{pid}/ns/net", "ip", "-j", "link", "show", "eth0"))
@@ -91,6 +97,7 @@ def _by_hand(world: World) -> None:
         "inode": _said(world.a, "stat", "-Lc", "%i", f"/proc/{pid}/ns/net").strip(),
     }
     _said(world.b, "sh", "-c", _PREPARE.format(**words))
+    words["copy"] = copy.format(**words)
     _said(world.a, "sh", "-c", _MOVE.format(**words, there=shlex.quote(_THERE.format(**words))))
 
 
@@ -115,6 +122,7 @@ def _measured(megabytes: int, place: Path, move: Callable[[World], None]) -> Sec
         with _Client(world) as client:
             client.fill(megabytes)
             client.start()
+            host.fetch_memory(4 * megabytes)
             client.wait_for_answers()
             client.longest = 0.0
             begin = time.perf_counter()

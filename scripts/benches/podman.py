@@ -15,10 +15,10 @@ import subprocess
 import sysconfig
 import tarfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benches import dump, measure
+from benches import dump, host, measure
 from benches.dump import READY, Shape
 from benches.measure import Peer, Row, Seconds
 from ckpt.kernel import criu
@@ -59,7 +59,7 @@ class Podman:
 
 def compare(shapes: Sequence[Shape], rounds: int, place: Path) -> list[Row]:
     """Dump and restore groups of those shapes, in turn; podman is the reference."""
-    install()
+    host.install(PACKAGES)
     podman = Podman(place)
     try:
         return [
@@ -76,15 +76,6 @@ def _peers(podman: Podman, shape: Shape, place: Path) -> Sequence[Peer]:
     )
 
 
-def install() -> None:
-    """Have podman and runc, from the distribution."""
-    missing = [package for program, package in PACKAGES.items() if shutil.which(program) is None]
-    if missing:
-        quietly: Mapping[str, str] = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        argv = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
-        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, env=quietly)
-
-
 def _podman(podman: Podman, shape: Shape, place: Path) -> Seconds:
     name = f"bench-{secrets.token_hex(4)}"
     program = (str(PYTHON), "-c", dump.PROGRAM, *shape.arguments)
@@ -93,6 +84,7 @@ def _podman(podman: Podman, shape: Shape, place: Path) -> Seconds:
         while READY not in podman("logs", name):
             time.sleep(0.05)
         with dump.fresh(place) as directory:
+            host.fetch_memory(4 * shape.megabytes)
             archive = str(directory / "container.tar")
             begin = time.perf_counter()
             podman("container", "checkpoint", "--tcp-established", "--export", archive, "--compress=zstd", name)
@@ -108,6 +100,7 @@ def _podman(podman: Podman, shape: Shape, place: Path) -> Seconds:
 
 def _ckpt(shape: Shape, place: Path) -> Seconds:
     with dump.running(shape) as group, dump.fresh(place) as directory:
+        host.fetch_memory(4 * shape.megabytes)
         seconds = dump.ckpt(group, directory, "zstd")
     return {"dump": seconds["dump"], "restore": seconds["restore"]}
 
