@@ -435,8 +435,9 @@ class _Dump:
         elif stage == criu.Stage.QUERY_EXT_FILES:
             # The tasks stand still now, and CRIU has not looked at their sockets yet (cr_dump_tasks, criu/cr-dump.c).
             self._silence()
-            self._rescue.prepare(proc.read_tree(self._root))
-            self._checkpoint = self._read_frozen()
+            processes = proc.read_tree(self._root)
+            self._rescue.prepare(processes)
+            self._checkpoint = self._read_frozen(processes)
             if not self._options.leave_running:
                 self._image.begin(self._checkpoint)
                 self._image.await_pages(len(self._checkpoint.processes))
@@ -508,9 +509,8 @@ class _Dump:
         # each would linger in FIN_WAIT1 behind the lock for minutes, where the restored one belongs.
         self._swrk.kill()
 
-    def _read_frozen(self) -> Checkpoint:
+    def _read_frozen(self, processes: tuple[Process, ...]) -> Checkpoint:
         """The group as it stands still; what was read before the freeze may have changed since."""
-        processes = proc.read_tree(self._root)
         sockets = sockdiag.read_sockets(processes)
         if self._isolated:
             spaces.require_all(self._spaces, processes, sockets)

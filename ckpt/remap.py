@@ -79,8 +79,8 @@ def remap(checkpoint: Checkpoint, mapping: Mapping, *, tcp_close: bool = False) 
     With ``tcp_close`` no connection with others is restored; those within the group are, unless they were left out of
     the image.
     """
-    if malformed(checkpoint):
-        return Remapped(checkpoint=checkpoint)  # as revalidation will say
+    if malformed(checkpoint) or not (mapping or tcp_close):
+        return Remapped(checkpoint=checkpoint)  # as revalidation will say, or as it is
     try:
         return _remap(checkpoint, mapping, tcp_close=tcp_close)
     except ValueError as error:

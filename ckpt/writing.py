@@ -11,6 +11,7 @@ Of a group that is to run on nothing is written before it does so: it would stan
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -100,12 +101,13 @@ class Writing:
         if self._pipes is not None:
             self._pipes.finish()
             self._pipes = None
-        files = sorted(self._images.iterdir())
-        total = self._done + sum(path.stat().st_size for path in files)
-        for path in files:
-            with path.open("rb", buffering=0) as source:
-                self._writer.add_file(path.name, source)
-            self._done += path.stat().st_size
+        with os.scandir(self._images) as entries:
+            files = sorted((entry.name, entry.path, entry.stat().st_size) for entry in entries)
+        total = self._done + sum(size for *_, size in files)
+        for name, path, size in files:
+            with open(path, "rb", buffering=0) as source:
+                self._writer.add_file(name, source)
+            self._done += size
             self._progress("writing", self._done, total)
         carrying.write(self._writer, carried)
         summary = self._writer.finish()

@@ -7,7 +7,6 @@ hint. A ``Place`` is carried along while reading, so that every message names th
 from __future__ import annotations
 
 import enum
-from dataclasses import replace
 
 from ckpt.errors import ImageError
 from ckpt.records import dataclass
@@ -74,7 +73,7 @@ class Place:
 
     def inside(self, at: str) -> Place:
         """The same image at ``at``."""
-        return replace(self, at=at)
+        return Place(self.image, at)
 
     def error(self, defect: Defect, detail: str = "") -> ImageError:
         """The error for ``defect`` here; ``detail`` says what was found."""

@@ -9,7 +9,7 @@ Whether frames follow each other as they must is the ledger's business.
 from __future__ import annotations
 
 import struct
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Final, Protocol, runtime_checkable
 
 from ckpt.errors import ImageError, StorageError
@@ -73,16 +73,18 @@ class Source:
         self.position = position
         self._stream = stream
         self._ahead = b""
+        self._at = 0  # how much of what was read ahead is taken
 
-    def peek(self, size: int) -> bytes:
-        """The next bytes, at least ``size`` of them unless the stream ends before. Takes none."""
-        while len(self._ahead) < size:
+    def peek(self, size: int, most: int = 0) -> bytes:
+        """The next ``size`` bytes, or up to ``most`` if they are at hand; less where the stream ends. Takes none."""
+        while len(self._ahead) - self._at < size:
             buffer = bytearray(_READ)
             count = self._read(memoryview(buffer))
             if not count:
                 break
-            self._ahead += bytes(memoryview(buffer)[:count])
-        return self._ahead
+            self._ahead = self._ahead[self._at :] + bytes(memoryview(buffer)[:count])
+            self._at = 0
+        return self._ahead[self._at : self._at + max(size, most)]
 
     def take(self, size: int, place: Place) -> bytes:
         """Exactly the next ``size`` bytes (bounded by the caller); raises ImageError(code="image-truncated")."""
@@ -91,13 +93,14 @@ class Source:
     def take_payload(self, size: int, place: Place) -> Taken:
         """As ``take``, without a copy of what is large."""
         taken: Taken
-        if size <= len(self._ahead):
-            taken, self._ahead = self._ahead[:size], self._ahead[size:]
+        have = len(self._ahead) - self._at
+        if size <= have:
+            taken = self._ahead[self._at : self._at + size]
+            self._at += size
         else:
             buffer = bytearray(size)
-            have = len(self._ahead)
-            buffer[:have] = self._ahead
-            self._ahead = b""
+            buffer[:have] = memoryview(self._ahead)[self._at :]
+            self._ahead, self._at = b"", 0
             while have < size:
                 count = self._read(memoryview(buffer)[have:])
                 if not count:
@@ -109,9 +112,9 @@ class Source:
 
     def skip(self, size: int, place: Place) -> None:
         """Pass over the next ``size`` bytes, unread where the stream is a file; raises as ``take``."""
-        ahead = min(size, len(self._ahead))
+        ahead = min(size, len(self._ahead) - self._at)
         left = size - len(self.take(ahead, place))
-        if isinstance(self._stream, Skippable):
+        if left and isinstance(self._stream, Skippable):
             skipped = self._stream.skip(left)
             self.position += skipped
             left -= skipped
@@ -149,7 +152,7 @@ class FrameReader:
         """
         offset = self.source.position
         place = self.place.inside(f"byte {offset}")
-        begin = self.source.peek(len(TRAILER_PREFIX))[: len(TRAILER_PREFIX)]
+        begin = self.source.peek(len(TRAILER_PREFIX))
         if begin and TRAILER_PREFIX.startswith(begin):  # no frame is that short: less is a trailer that is cut off
             return self._trailer(place)
         items, end = _items(self.source, _AFTER_ITEMS, layout.MAX_HEAD, place)
@@ -165,15 +168,18 @@ class FrameReader:
             self.source.skip(length, place)
             return Frame(number, head, digest, b"", length, offset, size)
         payload = self.source.take_payload(length, place)
-        frame = Frame(number, head, digest, payload, length, offset, size, head_bytes)
         if unchecked and isinstance(head, layout.ChunkHead):
-            return frame
-        self.check(frame, place)
-        return replace(frame, unchecked=b"")
+            return Frame(number, head, digest, payload, length, offset, size, head_bytes)
+        self._check(digest, head_bytes, payload, place)
+        return Frame(number, head, digest, payload, length, offset, size)
 
     def check(self, frame: Frame, place: Place) -> None:
         """Hold a frame that was returned unchecked against its digest. May be called by several threads."""
-        if frame.unchecked and frame_digest(self.seed, frame.unchecked, frame.payload) != frame.digest:
+        if frame.unchecked:
+            self._check(frame.digest, frame.unchecked, frame.payload, place)
+
+    def _check(self, digest: bytes, head: bytes, payload: Payload, place: Place) -> None:
+        if frame_digest(self.seed, head, payload) != digest:
             raise place.error(Defect.DIGEST, "its digest does not match")
 
     def _trailer(self, place: Place) -> Trailer:
@@ -187,7 +193,7 @@ class FrameReader:
 
 def read_header(source: Source, place: Place) -> tuple[bytes, Header]:
     """The header frame's bytes and what it says."""
-    begin = source.peek(len(layout.MAGIC))[: len(layout.MAGIC)]
+    begin = source.peek(len(layout.MAGIC))
     word = layout.MAGIC_WORD
     if begin[: len(word)] != word[: len(begin)]:
         raise place.error(Defect.NOT_CKPT, f"it begins with {begin[: len(word)].hex(' ')}")
@@ -209,7 +215,7 @@ def read_header(source: Source, place: Place) -> tuple[bytes, Header]:
 def _items(source: Source, missing: int, limit: int, place: Place) -> tuple[list[object], int]:
     wanted = 1  # never wait for more bytes than the frame has: on a pipe they may never come
     while True:
-        window = source.peek(wanted)
+        window = source.peek(wanted, limit)
         found = wire.unpack_head(window, missing, place, limit)
         if found is not None:
             return found

@@ -179,10 +179,12 @@ class Reader:
         extract(self._events(large), directory)
 
     def _events(self, without: Collection[str]) -> Iterator[Event]:
+        # CRIU's small files stand one behind the other: hundreds of them come with one read.
+        source = Source(At(self._fd))
         for number, entry in enumerate(self._index.files):
             if entry.name not in without:
                 yield FileOpened(number, entry.name)
-                for data in self._chunks(number, entry):
+                for data in self._chunks(number, entry, source):
                     yield FileData(number, entry.name, data)
                 yield FileClosed(number, entry.name, entry.length)
 
@@ -194,18 +196,20 @@ class Reader:
             raise self.place.error(Defect.FILE_MISSING, f"file {name}")
         return self._files[name]
 
-    def _frame(self, offset: int, *, skip: bool = False) -> tuple[Frame, Place]:
+    def _frame(self, offset: int, *, skip: bool = False, source: Source | None = None) -> tuple[Frame, Place]:
         place = self.place.inside(f"byte {offset}")
-        reader = FrameReader(Source(At(self._fd, offset), offset), place, self._frames.seed)
-        frame = reader.next(skip=skip)
+        if source is None or source.position > offset:
+            source = Source(At(self._fd, offset), offset)
+        source.skip(offset - source.position, place)
+        frame = FrameReader(source, place, self._frames.seed).next(skip=skip)
         if isinstance(frame, Trailer):
             raise place.error(Defect.INDEX, "the trailer stands here")
         return frame, place.inside(describe(frame.number, frame.head, offset))
 
-    def _chunks(self, number: int, entry: FileEntry) -> Iterator[bytes | bytearray]:
+    def _chunks(self, number: int, entry: FileEntry, source: Source | None = None) -> Iterator[bytes | bytearray]:
         length = 0
         for offset in self._offsets(entry):
-            frame, head, place = self._chunk(number, entry, offset)
+            frame, head, place = self._chunk(number, entry, offset, source=source)
             length += head.raw
             yield decompress(head.codec, frame.payload, head.raw, place)
         if length != entry.length:
@@ -219,9 +223,9 @@ class Reader:
         return offsets
 
     def _chunk(
-        self, number: int, entry: FileEntry, offset: int, *, skip: bool = False
+        self, number: int, entry: FileEntry, offset: int, *, skip: bool = False, source: Source | None = None
     ) -> tuple[Frame, ChunkHead, Place]:
-        frame, place = self._frame(offset, skip=skip)
+        frame, place = self._frame(offset, skip=skip, source=source)
         head = frame.head
         if not isinstance(head, ChunkHead) or head.file != number:
             raise place.error(Defect.INDEX, f"the index has a chunk of file {entry.name} here")

@@ -5,8 +5,9 @@ they stay until they are written; each chunk goes to a small pool of threads tha
 the interpreter free); the frames come out of a queue in the order in which they went in. Into a file they are written
 by one more thread, so that who brings memory does not wait for the file system; into anything else by the thread that
 called, which a signal can interrupt where nobody reads. The queue is short and the memory that open files hold is
-bounded and used again, so it does not grow with the group. The stream needs nothing but ``write``: a pipe will do. What
-a failure leaves is an image without an end, which every reader refuses.
+bounded and used again, so it does not grow with the group. Small files, of which CRIU writes one for each connection,
+are worth no thread's while: they are sealed at once, and written many together. The stream needs nothing but ``write``:
+a pipe will do. What a failure leaves is an image without an end, which every reader refuses.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 _MOST_THREADS: Final = 4
 _MAX_HOLDING: Final = 16  # open files that hold back bytes for their next chunks, each in a buffer of its own
 _LAG: Final = 2  # chunks that may wait for the file system, besides those that are compressed
+_SMALL: Final = 64 * layout.KIB  # bytes of a file that is written with others
+_TOGETHER: Final = 256 * layout.KIB  # bytes of such files in one write
 
 _Sealed = tuple[Head, bytes, Payload, bytes]  # head, the frame's bytes up to its payload, payload, digest
 
@@ -78,6 +81,8 @@ class Writer:
         self._holding: dict[FileWriter, None] = {}
         self._free: list[memoryview] = []
         self._queue: deque[_Pending] = deque()
+        self._small: list[_Sealed] = []
+        self._small_bytes = 0
         threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
         self._pool = ThreadPoolExecutor(threads, "ckpt-image")
         self._out_pool = ThreadPoolExecutor(1, "ckpt-image-out") if _is_file(out) else None
@@ -129,12 +134,20 @@ class Writer:
 
     def add_file(self, name: str, source: Source) -> None:
         """Write all of ``source`` as the file ``name``."""
+        begin = _read(source)
+        rest = _read(source) if len(begin) < _SMALL else b""
+        if len(begin) < _SMALL and not rest:
+            self._add_small(name, begin)
+            return
         with self.open_file(name) as file:
+            file.write(begin)
+            file.write(rest)
             while data := _read(source):
                 file.write(data)
 
     def finish(self) -> Summary:
         """Write what is still to come, the index and the trailer; what the image came to. The stream stays open."""
+        self._queue_small()
         self._drain(0)
         offset = self._written
         payload = wire.pack(schema.encode(self._ledger.index()))
@@ -150,16 +163,17 @@ class Writer:
 
     def put_chunk(self, file: int, raw: memoryview, buffer: memoryview) -> None:
         """Queue ``raw``, a part of ``buffer`` that nobody changes any more, as the next chunk (for FileWriter)."""
+        self._queue_small()
         self._admit(ChunkHead(file, len(raw), self._codec), 0, self._place)
         number, codec, level = self._number, self._codec, self._level
 
-        def seal() -> _Sealed:
+        def seal() -> list[_Sealed]:
             used, stored = compress(codec, level, raw)
             head = ChunkHead(file, len(raw), used)
             sealed, digest = frames.seal(self._seed, number, head, stored)
-            return head, sealed, stored, digest
+            return [(head, sealed, stored, digest)]
 
-        self._queue_frame(self._pool.submit(seal), buffer)
+        self._queue_frames(self._pool.submit(seal), buffer)
 
     def put_close(self, file: FileWriter, head: CloseHead) -> None:
         """Queue the end of ``file`` (for FileWriter)."""
@@ -182,22 +196,46 @@ class Writer:
         """``buffer`` was not needed (for FileWriter)."""
         self._free.append(buffer)
 
+    def _add_small(self, name: str, data: bytes) -> None:
+        number = self._files
+        self._seal_small(FileHead(number, name), b"", self._place.inside(f"file {name[:64]!r}"))
+        self._files += 1
+        if data:
+            codec, stored = compress(self._codec, self._level, memoryview(data))
+            self._seal_small(ChunkHead(number, len(data), codec), stored, self._place)
+        self._seal_small(CloseHead(number, len(data), 1 if data else 0), b"", self._place)
+        if self._small_bytes >= _TOGETHER:
+            self._queue_small()
+
+    def _seal_small(self, head: Head, payload: Payload, place: Place) -> None:
+        frame = self._sealed(head, payload, place)
+        self._small.append(frame)
+        self._small_bytes += len(frame[1]) + len(payload)
+
+    def _queue_small(self) -> None:
+        """Have the small files written that are not yet; whatever comes after them calls this first."""
+        if self._small:
+            small, self._small, self._small_bytes = self._small, [], 0
+            self._queue_frames(_done(small))
+
     def _put(self, head: Head, payload: bytes, place: Place) -> None:
+        self._queue_small()
+        self._queue_frames(_done([self._sealed(head, payload, place)]))
+
+    def _sealed(self, head: Head, payload: Payload, place: Place) -> _Sealed:
         self._admit(head, len(payload), place)
         sealed, digest = frames.seal(self._seed, self._number, head, payload)
-        done: Future[_Sealed] = Future()
-        done.set_result((head, sealed, payload, digest))
-        self._queue_frame(done)
+        return head, sealed, payload, digest
 
     def _admit(self, head: Head, length: int, place: Place) -> None:
         self._ledger.admit(head, length, place)
         self._number += 1
 
-    def _queue_frame(self, frame: Future[_Sealed], buffer: memoryview | None = None) -> None:
+    def _queue_frames(self, sealed: Future[list[_Sealed]], buffer: memoryview | None = None) -> None:
         if self._out_pool is None:
-            self._queue.append(_Pending(frame, lambda: self._finish_frame(frame, buffer)))
+            self._queue.append(_Pending(sealed, lambda: self._finish_frames(sealed, buffer)))
         else:
-            writing = self._out_pool.submit(self._finish_frame, frame, buffer)
+            writing = self._out_pool.submit(self._finish_frames, sealed, buffer)
             self._queue.append(_Pending(writing, writing.result))
         self._drain(self._in_flight)
 
@@ -205,16 +243,22 @@ class Writer:
         while len(self._queue) > leave or (self._queue and self._queue[0].awaited.done()):
             self._queue.popleft().finish()
 
-    def _finish_frame(self, frame: Future[_Sealed], buffer: memoryview | None) -> None:
-        """Write a frame when it is ready; those after one that failed are not."""
+    def _finish_frames(self, sealed: Future[list[_Sealed]], buffer: memoryview | None) -> None:
+        """Write frames when they are ready; those after one that failed are not."""
         if self._failed:
             return
         try:
-            head, sealed, payload, digest = frame.result()
+            ready = sealed.result()
             offset = self._written
-            self._write(sealed)
-            self._write(payload)
-            self._ledger.record(head, offset, len(payload), digest)
+            if len(ready) == 1:
+                # Its payload may be large.
+                for piece in ready[0][1:3]:
+                    self._write(piece)
+            else:
+                self._write(b"".join(piece for frame in ready for piece in frame[1:3]))
+            for head, begin, payload, digest in ready:
+                self._ledger.record(head, offset, len(payload), digest)
+                offset += len(begin) + len(payload)
         except BaseException:
             self._failed = True
             raise
@@ -247,7 +291,7 @@ class Writer:
 class _Pending:
     """A frame on its way: ``finish`` sees to it that it is written, at once when what is ``awaited`` is done."""
 
-    awaited: Future[_Sealed] | Future[None]
+    awaited: Future[list[_Sealed]] | Future[None]
     finish: Callable[[], None]
 
 
@@ -332,6 +376,12 @@ class FileWriter:
             self.flush()
             self._closed = True
             self._writer.put_close(self, CloseHead(self._number, self._length, self._chunks))
+
+
+def _done(sealed: list[_Sealed]) -> Future[list[_Sealed]]:
+    done: Future[list[_Sealed]] = Future()
+    done.set_result(sealed)
+    return done
 
 
 def _is_file(out: Writable) -> bool:
