@@ -305,9 +305,10 @@ class _Dump:
     # -- before the freeze ---------------------------------------------------------------------------------------
 
     def _make_directories(self) -> None:
-        """One for CRIU's images beside the image of ours, one for its log elsewhere: a full disk is to be told of.
+        """One for CRIU's images, one for its log elsewhere: a full disk is to be told of.
 
-        The images of a group that runs on are in memory until it does, where there is room.
+        The images are in memory where there is room, else beside the image of ours. There is one for each connection,
+        and ext4 takes longer to make so many files than CRIU to fill them.
         """
         mark = f"criu-{secrets.token_hex(4)}"
         self._images = self._path.with_name(f".{self._path.name}.{mark}")
@@ -315,8 +316,7 @@ class _Dump:
         # Also when it is not made: by its name the unfinished image beside it is found.
         noted = [str(self._images), str(self._work)]
         self._operation.note(directories=noted, task=self._root, task_start_time=self._start_time())
-        in_memory = self._options.leave_running and self._in_memory()
-        for directory in (self._work,) if in_memory else (self._images, self._work):
+        for directory in (self._work,) if self._in_memory() else (self._images, self._work):
             try:
                 directory.mkdir(mode=0o700)
             except OSError as error:
@@ -326,8 +326,12 @@ class _Dump:
             self._cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
 
     def _in_memory(self) -> bool:
-        """Have CRIU's images in memory, unless there is little, or files travel along whose size nobody knows."""
-        if self._options.with_files or self._options.open_files is OpenFiles.ALL:
+        """Have CRIU's images in memory, unless there is little.
+
+        Those of a group that runs on have its memory, too, and the files that travel along, of whatever size; of others
+        that goes through pipes, as far as these go.
+        """
+        if self._options.leave_running and (self._options.with_files or self._options.open_files is OpenFiles.ALL):
             return False
         memory = sum(process.memory.private for process in self._facts.processes)
         directory = tmpfs.in_memory(tmpfs.room_for(memory) + carrying.ALTOGETHER, self._cleanup)
