@@ -137,6 +137,23 @@ def test_migrate_that_takes_too_long_is_rolled_back(moving: Moving) -> None:
     assert moving.left_behind() == []
 
 
+def test_migrate_over_a_slow_line_is_rolled_back(moving: Moving) -> None:
+    shape = ["root", "tbf", "rate", "1mbit", "burst", "32kb", "latency", "400ms"]
+    subprocess.run(["tc", "qdisc", "add", "dev", moving.target.port, *shape], check=True)
+    try:
+        done = moving.move("--downtime-limit", "3")
+        assert (done.status, done.error["code"]) == (9, "downtime-limit"), done.err
+        assert f"{moving.target.address} was not ready in time" in done.error["details"]
+    finally:
+        subprocess.run(["tc", "qdisc", "del", "dev", moving.target.port, "root"], check=True)
+    moving.stream.progress(50)
+    assert moving.copies() == [moving.source]
+    assert moving.left_behind() == []
+    assert moving.move("--downtime-limit", LIMIT).status == 0
+    moving.stream.progress(50)
+    moving.moved()
+
+
 def test_migrate_to_a_host_that_cannot_be_reached_touches_nothing(moving: Moving) -> None:
     done = moving.source.ckpt("migrate", moving.name, "--host", "10.88.0.77")
     assert (done.status, done.error["code"]) == (15, "host-unreachable")
