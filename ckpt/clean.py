@@ -21,12 +21,12 @@ from functools import partial
 from pathlib import Path
 
 from ckpt import context, held, migrations, placed, registry, stop
-from ckpt.dump import IMAGES
 from ckpt.errors import CkptError, NetworkError, NotFoundError
 from ckpt.image import Reader
 from ckpt.image.publish import PARTIAL
 from ckpt.kernel import carried, datagrams, ending, link_remaps, lock, mntns, netns, outside, proc, remains, takedown
 from ckpt.model.checkpoint import ConnectedDatagram
+from ckpt.places import IMAGES
 from ckpt.records import dataclass
 from ckpt.registry import OperationEntry
 

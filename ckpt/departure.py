@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ckpt import migrations
 from ckpt.errors import CkptError, RemoteError
-from ckpt.handover import Handover, write_all
+from ckpt.handover import Handover, Progress, write_all
 from ckpt.image import created
 from ckpt.image.writer import Writable
 from ckpt.migrations import Migration, Role, State, Task
@@ -26,8 +26,6 @@ from ckpt.remote.protocol import Channel, ChannelTimeoutError, DataWriter, faile
 
 GO_SECONDS = 5.0
 """How long it may take to hand the last word to the connection."""
-
-Progress = Callable[[str, int, int | None], None]
 
 
 class Departure(Handover):

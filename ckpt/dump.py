@@ -21,7 +21,7 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,9 +29,8 @@ from ckpt import carrying, context, context_record, forecast, held, registry, sp
 from ckpt.carrying import OpenFiles
 from ckpt.check import GHOST_LIMIT
 from ckpt.errors import CkptError, ExistsError, NotFoundError, RefusedError, RolledBackError, StorageError
-from ckpt.explain import explain
 from ckpt.freeze_limit import FreezeLimit
-from ckpt.handover import Destination, Handover, StreamHandover
+from ckpt.handover import Destination, Handover, Progress, StreamHandover
 from ckpt.holding import SignalHold
 from ckpt.kernel import (
     criu,
@@ -55,6 +54,7 @@ from ckpt.model.process import GroupFacts, Isolation, Process
 from ckpt.model.socket import Socket
 from ckpt.orphans import wait_for_end
 from ckpt.pins import pinned
+from ckpt.places import IMAGES
 from ckpt.records import dataclass
 from ckpt.silence import deliver, scope_of, settle
 from ckpt.spaces import NETNS_KEY
@@ -62,12 +62,6 @@ from ckpt.turns import Turn
 from ckpt.writing import Writing
 
 _log = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with a word for the stage, and how much of how much is done, in bytes."""
-
-IMAGES = Path("/var/lib/ckpt")
-"""Where an image goes that was given no name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -575,6 +569,8 @@ class _Dump:
         if not isinstance(error, criu.CriuError):
             error.details = "\n".join(filter(None, [error.details, f"{self._name} runs on as it was"]))
             return error
+        from ckpt.explain import explain
+
         why = explain(error, self._work, self._operation)
         return RolledBackError(
             f"{self._name} could not be dumped, and runs on", code=why.code, details=why.details, hint=why.hint

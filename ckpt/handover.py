@@ -17,6 +17,9 @@ from ckpt.image import created
 from ckpt.image.writer import Writable, storage_error
 from ckpt.model.process import Process
 
+Progress = Callable[[str, int, int | None], None]
+"""Called with a word for the stage, and how much of how much is done, in bytes."""
+
 Destination = Callable[[], AbstractContextManager[Writable]]
 """Opens where an image goes; what was written is whole and safe when the block has ended without an error."""
 

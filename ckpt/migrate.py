@@ -22,7 +22,7 @@ from ckpt import arrival, carrying, live, migrations, sections
 from ckpt.carrying import OpenFiles
 from ckpt.clean import clean
 from ckpt.departure import Departure
-from ckpt.dump import IMAGES, DumpReport, Progress, dump_group, find_root
+from ckpt.dump import DumpReport, dump_group, find_root
 from ckpt.errors import (
     CkptError,
     NotFoundError,
@@ -33,12 +33,14 @@ from ckpt.errors import (
     UnknownOutcomeError,
     UsageError,
 )
+from ckpt.handover import Progress
 from ckpt.image import Writer
 from ckpt.kernel import criu
 from ckpt.mapping import NO_MAPPING, Mapping
 from ckpt.migrations import Migration, Role, State, Task
 from ckpt.model.checkpoint import Checkpoint
 from ckpt.model.finding import Finding, Severity, refuse_blocked
+from ckpt.places import IMAGES
 from ckpt.records import dataclass
 from ckpt.registry import start_time
 from ckpt.remote import messages, ssh

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from ckpt import held, registry
-from ckpt.dump import IMAGES
 from ckpt.errors import CkptError, NotFoundError, RefusedError, StorageError
 from ckpt.kernel import durable, ending, proc, takedown
 from ckpt.model.process import FileKind
+from ckpt.places import IMAGES
 from ckpt.records import dataclass
 
 POLL_SECONDS = 0.05

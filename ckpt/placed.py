@@ -18,11 +18,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ckpt.dump import IMAGES
 from ckpt.errors import StorageError
 from ckpt.kernel import durable
 from ckpt.kernel.carried import Making
 from ckpt.migrations import boot_id
+from ckpt.places import IMAGES
 from ckpt.records import dataclass
 
 

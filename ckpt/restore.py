@@ -25,10 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ckpt import context_findings, context_restore, held, placing, registry, sections, unpacking
-from ckpt.dump import IMAGES, Progress
 from ckpt.errors import CkptError, ImageError, RestoreError, UnknownOutcomeError
-from ckpt.explain import explain
-from ckpt.handover import Arrival
+from ckpt.handover import Arrival, Progress
 from ckpt.holding import SignalHold
 from ckpt.image import Reader
 from ckpt.image.frames import Readable
@@ -54,6 +52,7 @@ from ckpt.model.host import KnownGroup
 from ckpt.model.process import FileKind
 from ckpt.orphans import are_pids_taken, killed_on_failure
 from ckpt.placed import Journal
+from ckpt.places import IMAGES
 from ckpt.rebuild import Home, furnish, rebuild
 from ckpt.records import dataclass
 from ckpt.remap import Remapped, remap
@@ -557,6 +556,8 @@ class _Restore:
     def _undone(self, error: CkptError) -> CkptError:
         brief = f"{self._name} could not be restored; nothing of it was left, the image is as it was"
         if isinstance(error, criu.CriuError):
+            from ckpt.explain import explain
+
             why = explain(error, self._files.directory, self._operation)
             return RestoreError(brief, code=why.code, details=why.details, hint=why.hint)
         return RestoreError(brief, code=error.code, details=str(error), hint=error.hint)

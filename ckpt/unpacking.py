@@ -20,13 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ckpt import registry
-from ckpt.dump import IMAGES
 from ckpt.errors import CkptError, StorageError
 from ckpt.image import Reader
 from ckpt.image.lookup import Lookup
 from ckpt.incoming import ImageSource
 from ckpt.kernel import criu, fuse, remains, tmpfs
 from ckpt.kernel.syscalls import keep_freed_memory
+from ckpt.places import IMAGES
 
 _log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from typing import Self
 
 from ckpt import carrying, sections
 from ckpt.carrying import Carried
-from ckpt.handover import Handover
+from ckpt.handover import Handover, Progress
 from ckpt.image import FileWriter, Summary, Writer
 from ckpt.kernel.criu_pages import PagePipes
 from ckpt.kernel.syscalls import keep_freed_memory
@@ -30,8 +30,6 @@ _PIPES = 200
 
 _BESIDE = 16
 """Pieces of memory that are no task's own: shared between tasks, or of System V."""
-
-Progress = Callable[[str, int, int | None], None]
 
 
 class Writing:

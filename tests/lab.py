@@ -21,9 +21,9 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from ckpt.dump import IMAGES
 from ckpt.kernel import cgroup2, syscalls
 from ckpt.model.network import FALLBACK_DEVICES
+from ckpt.places import IMAGES
 
 OUTSIDE: dict[str, Path] = {}
 """The host's own namespaces, by kind: what the lab is not."""

@@ -16,9 +16,9 @@ from typing import Protocol
 from ckpt import registry
 from ckpt.carrying import OpenFiles
 from ckpt.clean import clean
-from ckpt.dump import DumpReport, Progress, dump_stream
+from ckpt.dump import DumpReport, dump_stream
 from ckpt.errors import NotFoundError, UnknownOutcomeError
-from ckpt.handover import Destination, write_all
+from ckpt.handover import Destination, Progress, write_all
 from ckpt.image.frames import Readable
 from ckpt.mapping import NO_MAPPING, Mapping
 from ckpt.model.finding import Finding
