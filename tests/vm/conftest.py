@@ -48,13 +48,19 @@ def machines(hosts: list[Host]) -> Machines:
     return Machines(*hosts[:3])
 
 
+@pytest.fixture(scope="session")
+def _traces(hosts: list[Host]) -> dict[str, list[str]]:
+    """What there is on the machines, since the last test looked."""
+    return {host.name: host.traces() for host in hosts}
+
+
 @pytest.fixture(autouse=True)
-def _nothing_stays_on_the_machines(hosts: list[Host]) -> Iterator[None]:
+def _nothing_stays_on_the_machines(hosts: list[Host], _traces: dict[str, list[str]]) -> Iterator[None]:
     """Each test leaves its machines as it found them."""
-    before = {host.name: host.traces() for host in hosts}
+    before = dict(_traces)
     yield
-    after = {host.name: host.traces() for host in hosts}
-    left = {name: sorted(set(after[name]) - set(before[name])) for name in after}
+    _traces |= {host.name: host.traces() for host in hosts}
+    left = {name: sorted(set(found) - set(before[name])) for name, found in _traces.items()}
     assert not any(left.values()), f"left behind: {left}"
 
 

@@ -158,7 +158,7 @@ class Client:
             else:
                 self._words.append(line.rstrip())
 
-    def progress(self, more: int = 20) -> None:
+    def progress(self, more: int = 10) -> None:
         """Wait until so much more has come, and was right."""
         wanted, deadline = self.count + more, time.monotonic() + PATIENCE
         while self.count < wanted:

@@ -8,8 +8,12 @@ import pytest
 
 from tests.vm.machines import CHECKOUT, Host
 
-# There it is a session like any other, in a lab of its own.
-PYTEST = "env -u CKPT_VM_HOSTS /opt/ckpt/venv/bin/python -m pytest -q -p no:cacheprovider --timeout=600"
+# There it is a session like any other, in a lab of its own. To rewrite the assertions of all that is imported would
+# take an emulated processor minutes: what they saw is among the variables that are shown.
+PYTEST = (
+    "env -u CKPT_VM_HOSTS /opt/ckpt/venv/bin/python -m pytest"
+    " -q -p no:cacheprovider --timeout=600 --assert=plain --showlocals"
+)
 IPVS = "tests/net/test_filtering.py::test_ipvs_services_made_again_look_equal"
 # Links that drivers of tunnels make in every namespace would be taken for what a test has left behind.
 NO_FALLBACKS = "sysctl -w net.core.fb_tunnels_only_for_init_net"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -18,11 +19,12 @@ STREAM = [
     "--family",
     "v4",
     "--pause",
-    "0.05",
+    "0.1",
 ]
 
-ROUNDS = 5
-"""There and back so often, where it costs little; other groups go once."""
+BRIEF = bool(os.environ.get("CKPT_VM_BRIEF"))
+MOVES, FEW = (2, 1) if BRIEF else (10, 2)
+"""So often redis goes, there and back, and the other groups. In a brief session these go there alone."""
 
 Run = Callable[..., Group]
 Start = Callable[..., Client]
@@ -32,7 +34,7 @@ def test_migrate_redis_there_and_back_counts_without_a_gap(run: Run, client: Sta
     group = run(*REDIS)
     counting = client("redis_client.py", group.address)
     counting.progress()
-    for _ in range(2 * ROUNDS):
+    for _ in range(MOVES):
         report = group.migrate()
         assert report["connections"] == 1
         counting.progress()
@@ -43,7 +45,7 @@ def test_dump_and_restore_of_redis_on_another_host_counts_without_a_gap(run: Run
     group = run(*REDIS)
     counting = client("redis_client.py", group.address)
     counting.progress()
-    for _ in range(2):
+    for _ in range(FEW):
         group.carry()
         counting.progress()
     counting.finish()
@@ -54,7 +56,7 @@ def test_migrate_stream_there_and_back_loses_no_byte(run: Run, client: Start, is
     group = run(*STREAM, isolation=isolation, number=101)
     stream = client("stream_client.py", group.address, 7000)
     stream.progress()
-    for _ in range(2):
+    for _ in range(FEW):
         group.migrate()
         stream.progress()
     if isolation == "ipset":

@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import random_name
 from tests.vm.machines import CHECKOUT, PROGRAMS, Client, Machines
 from tests.vm.moving import Group
+from tests.vm.test_migrate import FEW
 
 Run = Callable[..., Group]
 Start = Callable[..., Client]
@@ -37,9 +38,9 @@ def place(machines: Machines) -> Iterator[str]:
 
 
 def both_ways(group: Group, client: Client) -> None:
-    """There and back, and the client goes on each time."""
+    """There, and back unless the session is brief, and the client goes on each time."""
     client.progress()
-    for _ in range(2):
+    for _ in range(FEW):
         group.migrate()
         client.progress()
 

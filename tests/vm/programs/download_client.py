@@ -25,7 +25,7 @@ with connected(sys.argv[1], 80, receive_buffer=1 << 15) as connection:
         got += len(data)
         report.count += 1
         if report.going:
-            time.sleep(2 * PAUSE)
+            time.sleep(PAUSE)
             if got == size:
                 sys.exit("it is over before it was to end")
 print(f"all of {got} bytes")

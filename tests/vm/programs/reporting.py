@@ -12,8 +12,8 @@ from collections.abc import Iterator
 PERIOD = 0.2
 CONNECT_SECONDS = 120.0
 
-PAUSE = 0.03
-"""Between two of a client's messages: an emulated processor has others to serve."""
+PAUSE = 0.1
+"""Between two of a client's messages: each takes an emulated processor milliseconds, and it has others to serve."""
 
 
 class Report:
